@@ -1,0 +1,42 @@
+# Two commands do everything: `make course` and `make test`. Both set up what is missing.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+EXTRAS := notebook,keras,dev
+
+.PHONY: course test slow lint setup badges clean
+
+course: $(READY)  ## run the six notebooks: make course [ARCHIVE=some.zip]
+	@$(BIN)/python notebooks/run_course.py $(if $(ARCHIVE),--archive "$(ARCHIVE)")
+
+test: $(READY)  ## the fast tests
+	@$(BIN)/python -m pytest
+
+slow: $(READY)  ## browser, window, Colab and real faces
+	@$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
+
+setup: $(READY)  ## install everything and fetch the face model
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed, this is $$($(PYTHON) -V); try make PYTHON=python3.12"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (a minute or more, and about 6 GB, the first time)"
+	@if $(BIN)/python -m pip install -q --disable-pip-version-check uv && \
+	  $(BIN)/uv pip install -q --python $(BIN)/python -e ".[$(EXTRAS)]"; then :; else \
+	  echo "uv did not work here; trying pip"; \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check -e ".[$(EXTRAS)]"; fi
+	@$(BIN)/python -c "from emo.download import face_model_path; print('face model:', face_model_path())"
+	@touch $@
+
+badges: $(READY)  ## point badges and Colab cells to a repository: make badges REPO=owner/name
+	@$(BIN)/python notebooks/set_address.py "$(REPO)"
+
+clean:  ## remove what the commands made, but no data and no outputs
+	rm -rf build $(VENV) .pytest_cache .ruff_cache

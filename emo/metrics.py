@@ -1,0 +1,149 @@
+"""Numbers for both tasks, each computed once over all predictions. By hand in notebooks/04."""
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+
+from emo.emotions import EMOTIONS
+from emo.errors import EmoError
+
+CLASSES = len(EMOTIONS)
+
+
+def confusion(target, predicted, classes=CLASSES):
+    """Count (classes, classes): row = target class, column = predicted class."""
+    target, predicted = np.asarray(target, int), np.asarray(predicted, int)
+    cells = target * classes + predicted
+    return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
+
+
+def accuracy(matrix):
+    """Share of correct predictions of a confusion matrix, in [0, 1]."""
+    return _divide(np.trace(matrix), matrix.sum())
+
+
+def per_class(matrix):
+    """Return arrays precision, recall, f1 (0 where undefined) and support of each class."""
+    hits = np.diag(matrix).astype(float)
+    support, predicted = matrix.sum(axis=1), matrix.sum(axis=0)
+    return {
+        "precision": _divide(hits, predicted),
+        "recall": _divide(hits, support),
+        "f1": _divide(2 * hits, support + predicted),
+        "support": support,
+    }
+
+
+def macro_f1(matrix):
+    """Mean F1 over all classes; a class that is absent and never predicted counts as 0."""
+    return float(per_class(matrix)["f1"].mean())
+
+
+def ccc(target, predicted):
+    """Concordance correlation coefficient in [−1, 1] (Lin 1989): 1 only where they are equal.
+
+    Population variances, as in the AffectNet paper. Two equal constants give 0, not 0/0.
+    """
+    target, predicted = _pair(target, predicted)
+    covariance = np.mean((target - target.mean()) * (predicted - predicted.mean()))
+    spread = target.var() + predicted.var() + (target.mean() - predicted.mean()) ** 2
+    return float(_divide(2 * covariance, spread))
+
+
+def pearson(target, predicted):
+    """Pearson correlation in [−1, 1]; 0 where one side is constant."""
+    target, predicted = _pair(target, predicted)
+    covariance = np.mean((target - target.mean()) * (predicted - predicted.mean()))
+    return float(_divide(covariance, target.std() * predicted.std()))
+
+
+def regression(target, predicted):
+    """Return mse, mae, rmse, ccc, pearson and sign agreement of one dimension."""
+    target, predicted = _pair(target, predicted)
+    error = predicted - target
+    mse = float(np.mean(error**2))
+    return {
+        "mse": mse,
+        "mae": float(np.mean(np.abs(error))),
+        "rmse": mse**0.5,
+        "ccc": ccc(target, predicted),
+        "pearson": pearson(target, predicted),
+        "sign_agreement": float(np.mean(np.sign(target) == np.sign(predicted))),
+    }
+
+
+def calibration_error(probabilities, target, bins=15):
+    """Expected calibration error (Guo et al. 2017): |confidence − accuracy| over equal bins."""
+    count, confidence, correct = reliability(probabilities, target, bins)
+    return float(np.sum(count * np.abs(confidence - correct)) / max(count.sum(), 1))
+
+
+def reliability(probabilities, target, bins=15):
+    """Return count, mean confidence and accuracy of each confidence bin (0 where empty)."""
+    probabilities = np.asarray(probabilities, float)
+    top = probabilities.max(axis=1)
+    hit = probabilities.argmax(axis=1) == np.asarray(target)
+    index = np.minimum((top * bins).astype(int), bins - 1)
+    count = np.bincount(index, minlength=bins)
+    confidence = _divide(np.bincount(index, weights=top, minlength=bins), count)
+    return count, confidence, _divide(np.bincount(index, weights=hit, minlength=bins), count)
+
+
+def softmax(logits, temperature=1.0):
+    """Turn logits (N, C) into probabilities; a temperature above 1 makes them less sure."""
+    scaled = np.asarray(logits, np.float64) / temperature
+    scaled -= scaled.max(axis=1, keepdims=True)
+    exponentials = np.exp(scaled)
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def fit_temperature(logits, target):
+    """Return the temperature in [0.25, 8] with the least cross-entropy on logits (N, C)."""
+    target = np.asarray(target, int)
+    if not len(target):
+        return 1.0
+
+    def loss(log_t):  # has one minimum
+        chosen = softmax(logits, np.exp(log_t))[np.arange(len(target)), target]
+        return -np.mean(np.log(np.maximum(chosen, 1e-12)))
+
+    found = minimize_scalar(loss, bounds=(np.log(0.25), np.log(8)), method="bounded")
+    return float(np.exp(found.x))
+
+
+def bootstrap(statistic, rows, groups=None, rounds=1000, seed=0, level=0.95):
+    """Return the percentile interval of `statistic(indices)` over resampled rows.
+
+    `rows` is their number. With `groups` (N,), whole groups are drawn: faces of one person are
+    not independent. `statistic` takes an index array and returns a float.
+    """
+    generator = np.random.default_rng(seed)
+    if groups is None:
+        draws = (generator.integers(0, rows, rows) for _ in range(rounds))
+    else:
+        _, inverse = np.unique(np.asarray(groups), return_inverse=True)
+        members = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
+        count = len(members)
+        draws = (
+            np.concatenate([members[g] for g in generator.integers(0, count, count)])
+            for _ in range(rounds)
+        )
+    values = [statistic(indices) for indices in draws]
+    tail = (1 - level) / 2
+    return [float(v) for v in np.quantile(values, [tail, 1 - tail])]
+
+
+def _pair(target, predicted):
+    target, predicted = np.asarray(target, float).ravel(), np.asarray(predicted, float).ravel()
+    if target.shape != predicted.shape or not target.size:
+        raise EmoError(
+            f"got {target.size} targets and {predicted.size} predictions; "
+            "expected the same number of each, at least one"
+        )
+    if not (np.isfinite(target).all() and np.isfinite(predicted).all()):
+        raise EmoError("targets or predictions hold NaN; drop the rows without annotation first")
+    return target, predicted
+
+
+def _divide(a, b):
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    return np.divide(a, b, out=np.zeros(np.broadcast(a, b).shape), where=b != 0)[()]

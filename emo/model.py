@@ -1,0 +1,136 @@
+"""A shared backbone with two heads, and its checkpoint. Built by hand in notebooks/03."""
+
+import pickle
+from pathlib import Path
+from typing import NamedTuple
+from urllib.error import URLError
+
+import torch
+from torch import nn
+from torchvision import models as torchvision_models
+from torchvision.models import get_model, list_models
+
+from emo.emotions import EMOTIONS
+from emo.errors import EmoError
+from emo.files import atomic_path
+
+HIDDEN = 256  # width of both heads; half of ResNet-18's 512 features
+
+
+class EmotionOutput(NamedTuple):
+    """What the model returns: `logits` (B, 8) before softmax, `va` (B, 2) in [−1, 1]."""
+
+    logits: torch.Tensor
+    va: torch.Tensor
+
+
+class EmotionModel(nn.Module):
+    """Shared features (B, F) → two small heads.
+
+    `config` (plain values only) travels inside the state dict as `_extra_state`, so that a file
+    of weights explains itself.
+    """
+
+    def __init__(self, backbone, features, config):
+        super().__init__()
+        self.backbone = backbone
+        self.emotion_head = nn.Sequential(
+            nn.Linear(features, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, len(config["classes"]))
+        )
+        self.va_head = nn.Sequential(
+            nn.Linear(features, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2), nn.Tanh()
+        )
+        self.config = config
+
+    def forward(self, image):
+        """Map normalised images (B, 3, H, W) to an `EmotionOutput`."""
+        features = self.backbone(image)
+        return EmotionOutput(self.emotion_head(features), self.va_head(features))
+
+    def get_extra_state(self):
+        """Return the config, to be saved with the weights."""
+        return self.config
+
+    def set_extra_state(self, state):
+        """Take over the config that was saved with the weights."""
+        self.config = dict(state)
+
+
+def create_model(backbone="resnet18", num_classes=len(EMOTIONS), pretrained=True):
+    """Build the two-headed model on any torchvision classifier that ends in a linear layer.
+
+    `pretrained` loads ImageNet weights through torch.hub's cache; it raises `EmoError` where
+    they can't be fetched.
+    """
+    if backbone not in list_models(module=torchvision_models):
+        raise EmoError(
+            f"unknown backbone {backbone!r}; expected resnet18, mobilenet_v2 or another name "
+            "from torchvision.models.list_models()"
+        )
+    try:
+        network = get_model(backbone, weights="DEFAULT" if pretrained else None)
+    except (URLError, OSError, RuntimeError) as error:
+        raise EmoError(
+            f"the ImageNet weights of {backbone} could not be fetched ({error}); connect to the "
+            "internet once, or train from scratch: --no-pretrained, pretrained=False"
+        ) from error
+    classes = (
+        list(EMOTIONS) if num_classes == len(EMOTIONS) else [str(i) for i in range(num_classes)]
+    )
+    config = {"backbone": backbone, "classes": classes}
+    return EmotionModel(network, _remove_classifier(network, backbone), config)
+
+
+def save_weights(model, path):
+    """Write the state dict, with its config inside, as one file."""
+    with atomic_path(path) as temporary:
+        torch.save(model.state_dict(), temporary)
+
+
+def load_torch(path):
+    """Load a `.pth` file as data only; raise `EmoError` when it is missing, damaged or unsafe."""
+    path = Path(path)
+    if not path.is_file():
+        raise EmoError(f"{path} does not exist; train a model first: python -m emo train …")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise EmoError(
+            f"{path} is not a file of plain weights and was not opened, because it could run "
+            f"code ({str(error).splitlines()[0]}); use a file that `emo train` wrote"
+        ) from error
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+        raise EmoError(f"{path} is damaged or no PyTorch file ({error}); write it again") from error
+
+
+def load_model(path):
+    """Rebuild the model of a `best_model.pth`, `last.pth` or `model_weights.pth`, in eval mode."""
+    saved = load_torch(path)
+    state = saved.get("model", saved) if isinstance(saved, dict) else {}
+    config = state.get("_extra_state")
+    if not isinstance(config, dict) or not {"backbone", "classes"} <= set(config):
+        raise EmoError(f"{path} holds no emo model (no config inside); train one: emo train …")
+    model = create_model(config["backbone"], len(config["classes"]), pretrained=False)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise EmoError(
+            f"the weights in {path} do not fit a {config['backbone']} with two heads "
+            f"({str(error).splitlines()[-1].strip()}); use a file that `emo train` wrote"
+        ) from error
+    return model.eval()
+
+
+def _remove_classifier(network, backbone):
+    """Replace the last linear layer by the identity and return its number of inputs."""
+    linear = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)]
+    if not linear or backbone in ("inception_v3", "googlenet"):
+        raise EmoError(
+            f"{backbone} does not end in one linear classifier, so no heads can be put on it; "
+            "choose resnet18, mobilenet_v2, efficientnet_b0 or a similar backbone"
+        )
+    parent, _, name = linear[-1].rpartition(".")
+    owner = network.get_submodule(parent)
+    features = getattr(owner, name).in_features
+    setattr(owner, name, nn.Identity())
+    return features

@@ -1,0 +1,270 @@
+"""Any exported file → predictions, through one preprocessor. Used from notebooks/05 and 06."""
+
+import json
+import os
+import threading
+import warnings
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from emo.dataset import IMAGE_MEAN, IMAGE_STD, decode, normalise, resize_face
+from emo.emotions import EMOTIONS
+from emo.errors import EmoError
+from emo.faces import DEFAULT_MARGIN, crop_face
+from emo.files import read_json
+from emo.metrics import softmax
+from emo.model import load_model
+
+CHUNK = 64  # faces in one forward pass, so that a long list does not fill the memory
+
+
+class EmotionPreprocessor:
+    """Turn face crops into the tensor a model was trained on.
+
+    Without arguments it is the 224-pixel RGB ImageNet default; `create_recognizer(…)
+    .preprocessor` is the one that fits a model.
+    """
+
+    def __init__(self, image_size=224, mean=IMAGE_MEAN, std=IMAGE_STD, colour="rgb"):
+        if colour not in ("rgb", "grey"):
+            raise EmoError(f"colour is {colour!r}; expected 'rgb' or 'grey'")
+        self.image_size, self.mean, self.std, self.colour = image_size, mean, std, colour
+
+    def preprocess_cv2(self, face_bgr):
+        """Map one face crop (H, W, 3) BGR uint8 to a float tensor (1, 3, S, S)."""
+        return self.preprocess_batch([face_bgr])
+
+    def preprocess_batch(self, faces_bgr):
+        """Map a list of BGR uint8 crops of any sizes to a float tensor (B, 3, S, S)."""
+        size = self.image_size
+        rgb = [cv2.cvtColor(resize_face(face, size), cv2.COLOR_BGR2RGB) for face in faces_bgr]
+        stacked = np.stack(rgb) if rgb else np.zeros((0, size, size, 3), np.uint8)
+        images = torch.from_numpy(stacked).permute(0, 3, 1, 2)
+        return normalise(images, self.mean, self.std, self.colour)
+
+
+class EmotionRecognizer:
+    """One model file of any format; `predict` may be called from several threads.
+
+    `run` maps a float array (B, 3, S, S) to (logits (B, 8), va (B, 2)) as arrays.
+    """
+
+    def __init__(self, run, config):
+        self._run, self.config = run, config
+        self._lock = threading.Lock()
+        self.classes = list(config["classes"])
+        self.va = config.get("va", "none")
+        self.temperature = float(config.get("temperature", 1.0))
+        self.crop_margin = float(config.get("crop_margin", DEFAULT_MARGIN))
+        self.preprocessor = EmotionPreprocessor(
+            config["image_size"], config["mean"], config["std"], config["colour"]
+        )
+
+    def predict(self, tensor):
+        """Predict one face, a tensor (1, 3, S, S) or (3, S, S) from the preprocessor.
+
+        Returns `emotion`, `emotion_id`, `confidence`, `probabilities` (by class name),
+        `valence` and `arousal` in [−1, 1]; both are None for a model never taught them.
+        """
+        tensor = torch.as_tensor(tensor)
+        if tensor.ndim == 3:
+            tensor = tensor[None]
+        if len(tensor) != 1:
+            raise EmoError(f"predict takes one face, got {len(tensor)}; use predict_batch")
+        return self.predict_batch(tensor)[0]
+
+    def predict_batch(self, tensors):
+        """Predict faces (B, 3, S, S); returns a list of B dicts as `predict` does."""
+        logits, va = self.run(tensors)
+        probabilities = softmax(logits, self.temperature)
+        return [self._result(p, v) for p, v in zip(probabilities, va, strict=True)]
+
+    def run(self, tensors):
+        """Return raw (logits (B, 8), va (B, 2)) float32 arrays of faces (B, 3, S, S)."""
+        faces = np.ascontiguousarray(torch.as_tensor(tensors).detach().cpu().numpy(), np.float32)
+        size = self.preprocessor.image_size
+        if faces.ndim != 4 or faces.shape[1:] != (3, size, size):
+            raise EmoError(
+                f"got faces of shape {tuple(faces.shape)}, expected (B, 3, {size}, {size}); "
+                "prepare them with recognizer.preprocessor.preprocess_batch(list of BGR crops)"
+            )
+        if not len(faces):
+            return np.zeros((0, len(self.classes)), np.float32), np.zeros((0, 2), np.float32)
+        with self._lock:
+            parts = [self._run(faces[i : i + CHUNK]) for i in range(0, len(faces), CHUNK)]
+        logits, va = zip(*parts, strict=True)
+        return np.concatenate(logits), np.concatenate(va)
+
+    def recognize(self, image_bgr, detector):
+        """Detect, crop and predict all faces of a BGR image; largest first.
+
+        Each dict has what `predict` returns, and `bbox` (x, y, width, height) and `score`.
+        """
+        found = detector.detect(image_bgr)
+        crops = [crop_face(image_bgr, bbox, self.crop_margin) for bbox, _ in found]
+        results = self.predict_batch(self.preprocessor.preprocess_batch(crops))
+        return [
+            {"bbox": bbox, "score": score, **result}
+            for (bbox, score), result in zip(found, results, strict=True)
+        ]
+
+    def _result(self, probabilities, va):
+        best = int(probabilities.argmax())
+        shown = self.va != "none"
+        return {
+            "emotion": self.classes[best],
+            "emotion_id": best,
+            "confidence": float(probabilities[best]),
+            "probabilities": dict(zip(self.classes, map(float, probabilities), strict=True)),
+            "valence": float(va[0]) if shown else None,
+            "arousal": float(va[1]) if shown else None,
+        }
+
+
+def predict_files(recognizer, files, detector=None):
+    """Return one row a face found in image files: path, face, box, score, and the prediction.
+
+    Without a detector each image is taken as one face crop. A photo without a face gives one row
+    with `note` "no face found", an unreadable file one with "unreadable".
+    """
+    rows = []
+    for path in tqdm(list(files), "Predicting", unit="image"):
+        image = decode(path)
+        if image is None:
+            rows.append({"image_path": str(path), "note": "unreadable"})
+        elif detector is None:
+            crop = recognizer.preprocessor.preprocess_cv2(image)
+            rows.append({"image_path": str(path), "face": 0, **recognizer.predict(crop)})
+        else:
+            faces = recognizer.recognize(image, detector)
+            rows += [{"image_path": str(path), "face": i, **f} for i, f in enumerate(faces)]
+            if not faces:
+                rows.append({"image_path": str(path), "note": "no face found"})
+    return rows
+
+
+def create_recognizer(model_path, config_path=None, device="cpu", threads=None):
+    """Open a model file by its suffix: .pth, .pt (TorchScript), .onnx or .h5 (Keras).
+
+    The config comes from `config_path`, else from inside the file, else from a
+    `model_config.json` beside it. `threads` limits the CPU threads (None = all cores).
+    Raises `EmoError` when the file is missing, damaged, unsafe or of another kind.
+    """
+    path = Path(model_path)
+    if path.suffix not in LOADERS:
+        raise EmoError(f"{path} ends in {path.suffix!r}; expected {', '.join(LOADERS)}")
+    if not path.is_file():
+        raise EmoError(f"{path} does not exist; train and export a model first (README)")
+    if device not in ("cpu", "cuda"):
+        raise EmoError(f"device is {device!r}; expected cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise EmoError("device is cuda, but PyTorch sees no GPU here; use device cpu")
+    run, inside = LOADERS[path.suffix](path, device, threads)
+    beside = path.with_name("model_config.json")
+    if config_path is not None:
+        config = read_json(config_path)
+    else:
+        config = inside or (read_json(beside) if beside.is_file() else {})
+    missing = {"classes", "image_size", "mean", "std", "colour"} - set(config)
+    if missing:
+        raise EmoError(
+            f"no model_config.json for {path} (missing: {', '.join(sorted(missing))}); keep it "
+            "beside the model or name it with config_path"
+        )
+    if len(config["classes"]) != len(EMOTIONS):
+        raise EmoError(f"{path} has {len(config['classes'])} classes, expected {len(EMOTIONS)}")
+    return EmotionRecognizer(run, config)
+
+
+def _load_pth(path, device, threads):
+    model = load_model(path).to(device)
+    return _torch_run(model, device, threads), model.config if "mean" in model.config else None
+
+
+def _load_torchscript(path, device, threads):
+    extra = {"model_config.json": ""}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated, and works
+            model = torch.jit.load(str(path), map_location=device, _extra_files=extra).eval()
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise EmoError(f"{path} is damaged or no TorchScript file ({reason})") from error
+    inside = json.loads(extra["model_config.json"]) if extra["model_config.json"] else None
+    return _torch_run(model, device, threads), inside
+
+
+def _torch_run(model, device, threads):
+    def run(faces):
+        before = torch.get_num_threads()
+        if threads:
+            torch.set_num_threads(threads)
+        try:
+            with torch.inference_mode():
+                logits, va = model(torch.from_numpy(faces).to(device))
+            return logits.float().cpu().numpy(), va.float().cpu().numpy()
+        finally:
+            torch.set_num_threads(before)
+
+    return run
+
+
+def _load_onnx(path, device, threads):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or physical_cores()
+    options.log_severity_level = 3
+    providers = ["CUDAExecutionProvider"] if device == "cuda" else []
+    missing = set(providers) - set(onnxruntime.get_available_providers())
+    if missing:
+        raise EmoError("this onnxruntime has no GPU support; install onnxruntime-gpu or use cpu")
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=[*providers, "CPUExecutionProvider"]
+        )
+    except Exception as error:  # onnxruntime's classes share no public base but Exception
+        reason = str(error).splitlines()[0]
+        raise EmoError(f"{path} is damaged or no ONNX model ({reason})") from error
+    name = session.get_inputs()[0].name
+    metadata = session.get_modelmeta().custom_metadata_map
+    inside = json.loads(metadata["model_config"]) if "model_config" in metadata else None
+    return (lambda faces: tuple(session.run(["logits", "va"], {name: faces}))), inside
+
+
+def _load_keras(path, device, threads):
+    keras = import_keras()
+    try:
+        model = keras.models.load_model(path, compile=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise EmoError(f"{path} is damaged or no Keras model ({reason})") from error
+
+    def run(faces):
+        logits, va = model(np.ascontiguousarray(faces.transpose(0, 2, 3, 1)))  # channels last
+        return keras.ops.convert_to_numpy(logits), keras.ops.convert_to_numpy(va)
+
+    return run, None
+
+
+def import_keras():
+    """Import Keras 3, on PyTorch where TensorFlow was not chosen; name the extra when absent."""
+    os.environ.setdefault("KERAS_BACKEND", "torch")
+    try:
+        import keras
+    except ImportError as error:
+        raise EmoError("Keras is not installed; pip install 'emo[keras]'") from error
+    return keras
+
+
+def physical_cores():
+    """Number of physical cores this process may use: two threads a core only get in the way."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(allowed or 1, torch.get_num_threads()))
+
+
+LOADERS = {".pth": _load_pth, ".pt": _load_torchscript, ".onnx": _load_onnx, ".h5": _load_keras}

@@ -1,0 +1,392 @@
+"""Every data layout that people have → one manifest. Explained in notebooks/02.
+
+A manifest is a pandas table `image_path, emotion, valence, arousal` (+ `split`, `group`,
+`p_neutral` … `p_contempt`, `va_derived`, and what else the source says). Paths are relative to
+the data folder, emotion is 0–7 in AffectNet's order with −1 for unknown, valence and arousal lie
+in [−1, 1] and are NaN where nobody annotated them.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from emo.emotions import (
+    CLASS_ORDERS,
+    EMOTIONS,
+    PROBABILITY_COLUMNS,
+    derive_va,
+    emotion_id,
+    ids_of_order,
+    is_emotion_name,
+)
+from emo.errors import EmoError
+from emo.files import atomic_path
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+SPLITS = {"train": "train", "training": "train", "train_set": "train"}
+SPLITS |= {"val": "val", "valid": "val", "validation": "val", "val_set": "val", "dev": "val"}
+SPLITS |= {"test": "test", "testing": "test"}
+_AFFECTNET_2017 = (
+    "subDirectory_filePath face_x face_y face_width face_height facial_landmarks "
+    "expression valence arousal"
+).split()
+_FERPLUS_PARTS = {"FER2013Train": "train", "FER2013Valid": "val", "FER2013Test": "test"}
+
+
+def read_dataset(root, layout=None, *, labels="label", class_order=None):
+    """Read the folder `root` in whatever layout it has and return its manifest.
+
+    `manifest.attrs["layout"]` names the layout and `manifest.attrs["report"]` is a table of how
+    many rows were kept and dropped, and why. `layout` forces one of `LAYOUTS`; `labels="folder"`
+    takes the folder's label on the Kaggle set; `class_order` (affectnet, alphabetical, ferplus)
+    says what folders named 0–7 mean. Raises `EmoError` when nothing fits or a label is invalid.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise EmoError(
+            f"{root} is no folder; get data first: run notebooks/01_download.ipynb or "
+            f"python -m emo synth --dest {root}"
+        )
+    base = _base(root)
+    layout = layout or detect_layout(root)
+    if layout not in LAYOUTS:
+        raise EmoError(f"unknown layout {layout!r}; expected {', '.join(LAYOUTS)}")
+    found = _image_paths(base)
+    manifest = LAYOUTS[layout](base, found, {"labels": labels, "class_order": class_order})
+    manifest = _check_labels(_tidy(manifest, root), root)
+    kept, dropped = _drop_missing(manifest, found, base, root)
+    if kept.empty:
+        raise EmoError(f"{root} ({layout} layout) has labels but none of their images is there")
+    reasons = manifest.attrs.get("dropped", {}) | dropped
+    rows = {"kept": len(kept)} | {f"dropped: {why}": n for why, n in reasons.items() if n}
+    kept.attrs = {"layout": layout, "report": pd.DataFrame({"rows": pd.Series(rows)})}
+    return kept
+
+
+def detect_layout(root):
+    """Name the layout of `root`, or raise `EmoError` that says what was looked for."""
+    root, base = Path(root), _base(Path(root))
+    header = _header(base / "labels.csv")
+    if {"pth", "label"} <= header:
+        return "kaggle"
+    if {"image_path", "emotion"} <= header or any(_split_csvs(base)):
+        return "csv"
+    if header:
+        raise EmoError(
+            f"{base / 'labels.csv'} has the columns {', '.join(sorted(header))}; expected "
+            "image_path, emotion, valence, arousal (or pth, label as on Kaggle)"
+        )
+    if any((base / part / "label.csv").is_file() for part in _FERPLUS_PARTS):
+        return "ferplus"
+    if any((base / part / "annotations").is_dir() for part in ("train_set", "val_set")):
+        return "affectnet2021"
+    if _affectnet_2017_lists(base):
+        return "affectnet2017"
+    if _class_folders(base):
+        return "folders"
+    raise EmoError(
+        f"{root} holds no data set that emo knows: no labels.csv, no FER2013Train, no "
+        "train_set/annotations, no AffectNet list and no folders named after emotions; "
+        "data/README.md shows the expected trees"
+    )
+
+
+def fill_derived_va(manifest):
+    """Fill empty valence/arousal from class means (weighted by votes) and mark `va_derived`."""
+    manifest = manifest.copy()
+    if set(PROBABILITY_COLUMNS) <= set(manifest):
+        votes = manifest[list(PROBABILITY_COLUMNS)].to_numpy(float)
+    else:
+        votes = np.zeros((len(manifest), len(EMOTIONS)))
+    emotion = manifest["emotion"].to_numpy(int)
+    plain = (np.nan_to_num(votes).sum(axis=1) == 0) & (emotion >= 0)
+    votes = np.nan_to_num(votes)
+    votes[plain, emotion[plain]] = 1
+    empty = manifest["valence"].isna() | manifest["arousal"].isna()
+    manifest.loc[empty, ["valence", "arousal"]] = derive_va(votes)[empty]
+    manifest["va_derived"] = (empty & manifest["valence"].notna()).astype(int)
+    return manifest
+
+
+def va_state(manifest):
+    """Return "annotated", "derived" (only class means) or "none" (no values at all)."""
+    known = manifest["valence"].notna() & manifest["arousal"].notna()
+    if not known.any():
+        return "none"
+    derived = manifest.get("va_derived", pd.Series(0, index=manifest.index)).fillna(0) == 1
+    return "annotated" if (known & ~derived).any() else "derived"
+
+
+def write_manifest(manifest, path):
+    """Write a manifest as CSV, whole or not at all."""
+    with atomic_path(path) as temporary:
+        manifest.to_csv(temporary, index=False)
+
+
+def _read_csv(base, found, options):
+    """The contract: labels.csv, or one file for each of train, val and test."""
+    if (base / "labels.csv").is_file():
+        return _table(base / "labels.csv")
+    parts = [_table(path).assign(split=split) for split, path in _split_csvs(base)]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _read_kaggle(base, found, options):
+    """Kaggle noamsegal/affectnet-training-data: `label` was made by a model, folders by AffectNet.
+
+    `relFCs` (share of the first singular component) is kept as it is; it is no confidence.
+    """
+    table = _table(base / "labels.csv")
+    folder = table["pth"].str.split("/").str[-2]
+    names = folder if options["labels"] == "folder" else table["label"]
+    return pd.DataFrame(
+        {
+            "image_path": table["pth"],
+            "emotion": _ids(names),
+            "folder_emotion": _ids(folder),
+            "relFCs": table.get("relFCs"),
+        }
+    )
+
+
+def _read_ferplus(base, found, options):
+    """FER+: the largest of ten vote counts; rows most called "unknown" or "no face" drop out.
+
+    With Train and Valid alone, Valid is our test and val is carved from Train (an empty split).
+    """
+    parts = [part for part in _FERPLUS_PARTS if (base / part / "label.csv").is_file()]
+    tables = []
+    for part in parts:
+        table = pd.read_csv(base / part / "label.csv", header=None)
+        if table.shape[1] != 12:
+            raise EmoError(f"{base / part / 'label.csv'}: got {table.shape[1]} columns, not 12")
+        split = _FERPLUS_PARTS[part]
+        if "FER2013Test" not in parts:
+            split = {"train": "", "val": "test"}[split]
+        tables.append(table.assign(image_path=part + "/" + table[0].astype(str), split=split))
+    table = pd.concat(tables, ignore_index=True)
+    counts = table[list(range(2, 12))].to_numpy(float)
+    largest = counts.argmax(axis=1)  # ties go to the column that stands first in the file
+    table = table[["image_path", "split"]].assign(group=np.nan)
+    order = ids_of_order("ferplus")
+    table["emotion"] = np.append(order, [-1, -1])[largest]
+    shares = counts[:, :8] / np.maximum(counts[:, :8].sum(axis=1, keepdims=True), 1)
+    votes = np.zeros_like(shares)
+    votes[:, order] = shares
+    table[list(PROBABILITY_COLUMNS)] = votes
+    kept = table[largest < 8].drop(columns="group").reset_index(drop=True)
+    kept.attrs["dropped"] = {
+        "most annotators said unknown": int((largest == 8).sum()),
+        "most annotators said not a face": int((largest == 9).sum()),
+    }
+    return kept
+
+
+def _read_affectnet_2017(base, found, options):
+    """AffectNet 2017 lists, with or without header; expression 8–10 are no emotions."""
+    tables = []
+    for path, split in _affectnet_2017_lists(base):
+        headed = "subDirectory_filePath" in _header(path)
+        names = None if headed else _AFFECTNET_2017
+        table = pd.read_csv(path, header=0 if headed else None, names=names)
+        tables.append(table.assign(split=split))
+    table = pd.concat(tables, ignore_index=True)
+    known = {Path(p).parts[-2:]: p for p in found}
+    paths = table["subDirectory_filePath"].astype(str)
+    table["image_path"] = [known.get(tuple(p.split("/")[-2:]), p) for p in paths]
+    return _affectnet_rows(table.rename(columns={"expression": "emotion"}))
+
+
+def _read_affectnet_2021(base, found, options):
+    """AffectNet 2021: one npy file for each value of each image, sometimes stored as text."""
+    rows = []
+    for part, split in (("train_set", ""), ("val_set", "test")):
+        folder = base / part / "annotations"
+        images = {Path(p).stem: p for p in found if Path(p).parts[0] == part}
+        for stem, path in tqdm(images.items(), desc=f"Reading {part}", unit="image"):
+            values = [folder / f"{stem}_{name}.npy" for name in ("exp", "val", "aro")]
+            if all(value.is_file() for value in values):
+                numbers = [float(np.load(value, allow_pickle=False).item()) for value in values]
+                rows.append((path, split, *numbers))
+    columns = ["image_path", "split", "emotion", "valence", "arousal"]
+    return _affectnet_rows(pd.DataFrame(rows, columns=columns))
+
+
+def _affectnet_rows(table):
+    emotion = pd.to_numeric(table["emotion"], errors="coerce")
+    for name in ("valence", "arousal"):
+        value = pd.to_numeric(table[name], errors="coerce")
+        table[name] = value.where(value > -2)  # −2 = not annotated
+    columns = ["image_path", "split", "emotion", "valence", "arousal"]
+    kept = table.assign(emotion=emotion).loc[emotion.between(0, 7), columns]
+    names = {8: "None", 9: "Uncertain", 10: "No-Face"}
+    kept.attrs["dropped"] = {f"expression {n}": int((emotion == i).sum()) for i, n in names.items()}
+    return kept.reset_index(drop=True)
+
+
+def _read_folders(base, found, options):
+    """One folder a class, by name or (with an explicit order) by number; maybe below a split."""
+    rows, unlabelled = [], 0
+    for path in found:
+        parts = Path(path).parts[:-1]
+        split = next((SPLITS[p.lower()] for p in parts if p.lower() in SPLITS), "")
+        emotion = _folder_emotion(parts[-1] if parts else "", options["class_order"], base)
+        unlabelled += emotion is None
+        if emotion is not None:
+            rows.append((path, emotion, split))
+    manifest = pd.DataFrame(rows, columns=["image_path", "emotion", "split"])
+    manifest.attrs["dropped"] = {"folder is named after no emotion": unlabelled}
+    return manifest
+
+
+LAYOUTS = {
+    "csv": _read_csv,
+    "kaggle": _read_kaggle,
+    "ferplus": _read_ferplus,
+    "affectnet2017": _read_affectnet_2017,
+    "affectnet2021": _read_affectnet_2021,
+    "folders": _read_folders,
+}
+
+
+def _folder_emotion(name, class_order, base):
+    if is_emotion_name(name):
+        return emotion_id(name)
+    if not (name.isdigit() and int(name) < 8):
+        return None
+    if class_order is None:
+        raise EmoError(
+            f"{base} has folders named by number, and what {name} means differs between data "
+            f"sets; say which order they follow: --class-order {'|'.join(CLASS_ORDERS)}"
+        )
+    return int(ids_of_order(class_order)[int(name)])
+
+
+def _base(root):
+    """Follow a lone wrapping folder (as archives have) or Kaggle's `train/` level."""
+    entries = [e for e in sorted(root.iterdir()) if not e.name.startswith((".", "__MACOSX"))]
+    if (root / "train" / "labels.csv").is_file():
+        return root / "train"
+    if len(entries) == 1 and entries[0].is_dir() and not is_emotion_name(entries[0].name):
+        return _base(entries[0])
+    return root
+
+
+def _image_paths(base):
+    """List the images below `base` as relative POSIX paths, sorted."""
+    found = []
+    for folder, _, names in os.walk(base):
+        prefix = Path(folder).relative_to(base).as_posix()
+        prefix = "" if prefix == "." else prefix + "/"
+        found += [prefix + n for n in names if Path(n).suffix.lower() in IMAGE_SUFFIXES]
+    return sorted(path for path in found if not path.startswith("."))
+
+
+def _class_folders(base):
+    names = [p.name for p in base.glob("*/") if p.is_dir()]
+    names += [p.name for p in base.glob("*/*/") if p.parent.name.lower() in SPLITS]
+    return [n for n in names if is_emotion_name(n) or (n.isdigit() and int(n) < 8)]
+
+
+def _split_csvs(base):
+    for path in sorted(base.glob("*.csv")):
+        if path.stem.lower() in SPLITS and {"image_path", "emotion"} <= _header(path):
+            yield SPLITS[path.stem.lower()], path
+
+
+def _affectnet_2017_lists(base):
+    lists = []
+    for path in sorted([*base.glob("*.csv"), *base.glob("*file_lists/*.csv")]):
+        first = _header(path)
+        if first & {"subDirectory_filePath"} or any("/" in c and "." in c for c in first):
+            lists.append((path, "test" if "valid" in path.stem.lower() else ""))
+    return lists
+
+
+def _header(path):
+    if not path.is_file():
+        return set()
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        return {cell.strip().strip('"') for cell in file.readline().split(",")}
+
+
+def _table(path):
+    try:
+        table = pd.read_csv(path, encoding="utf-8-sig")
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise EmoError(f"{path} is not readable as CSV ({error}); export it again") from error
+    table.columns = [str(c).strip() for c in table.columns]
+    return table
+
+
+def _ids(names):
+    known = {name: emotion_id(name) for name in names.dropna().unique()}
+    return names.map(known).fillna(-1).astype(int)
+
+
+def _tidy(manifest, root):
+    """Give every manifest the contract's columns and types."""
+    dropped = manifest.attrs.get("dropped", {})
+    manifest = manifest.copy()
+    if not pd.api.types.is_numeric_dtype(manifest["emotion"]):
+        manifest["emotion"] = _emotion_numbers(manifest["emotion"], root)
+    for name in ("valence", "arousal"):
+        value = manifest.get(name, pd.Series(np.nan, index=manifest.index))
+        manifest[name] = pd.to_numeric(value, errors="coerce").astype(float)
+    if "split" in manifest:
+        manifest["split"] = manifest["split"].fillna("").astype(str)
+    manifest["image_path"] = manifest["image_path"].astype(str)
+    first = ["image_path", "emotion", "valence", "arousal"]
+    manifest = manifest[first + [c for c in manifest.columns if c not in first]]
+    manifest.attrs["dropped"] = dropped
+    return manifest
+
+
+def _emotion_numbers(column, root):
+    numbers = pd.to_numeric(column, errors="coerce")
+    words = numbers.isna() & column.notna()
+    bad = column[words & ~column.map(is_emotion_name)]
+    if len(bad):
+        raise EmoError(f"{root}: emotion {bad.iloc[0]!r} is neither 0–7 nor an emotion's name")
+    return numbers.where(~words, column.where(words).map(emotion_id, na_action="ignore"))
+
+
+def _check_labels(manifest, root):
+    emotion = manifest["emotion"].fillna(-1)
+    wrong = ~emotion.isin(range(-1, 8))
+    if wrong.any():
+        row = manifest[wrong].iloc[0]
+        raise EmoError(
+            f"{root}: emotion {row['emotion']:g} of {row['image_path']} (and {wrong.sum() - 1} "
+            "more rows) is out of range; expected 0–7 in AffectNet's order, or an empty cell"
+        )
+    for name in ("valence", "arousal"):
+        wrong = manifest[name].notna() & ~manifest[name].between(-1, 1)
+        if wrong.any():
+            row = manifest[wrong].iloc[0]
+            raise EmoError(
+                f"{root}: {name} {row[name]:g} of {row['image_path']} (and {wrong.sum() - 1} more "
+                "rows) is out of range; expected −1 to 1, or an empty cell where not annotated"
+            )
+    manifest["emotion"] = emotion.astype(int)
+    return manifest
+
+
+def _drop_missing(manifest, found, base, root):
+    """Drop rows without an image or listed twice; make the paths relative to `root`."""
+    there = manifest["image_path"].isin(set(found))
+    twice = manifest["image_path"].duplicated()
+    unlabelled = len(set(found) - set(manifest["image_path"]))
+    unlabelled -= min(unlabelled, sum(manifest.attrs["dropped"].values()))  # counted already
+    prefix = base.relative_to(root).as_posix()
+    kept = manifest[there & ~twice].reset_index(drop=True)
+    if prefix != ".":
+        kept["image_path"] = prefix + "/" + kept["image_path"]
+    return kept, {
+        "image file is missing": int((~there).sum()),
+        "listed twice": int((there & twice).sum()),
+        "image without a label": unlabelled,
+    }

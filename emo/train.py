@@ -1,0 +1,430 @@
+"""Train both heads: TrainConfig, fit, run folder, resume. The loop is built in notebooks/03."""
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+from tqdm.auto import tqdm
+
+from emo import metrics
+from emo.dataset import (
+    IMAGE_MEAN,
+    IMAGE_STD,
+    FaceDataset,
+    augment,
+    make_loader,
+    normalise,
+    pack_images,
+    split_manifest,
+)
+from emo.emotions import EMOTIONS
+from emo.errors import EmoError
+from emo.faces import DEFAULT_MARGIN, MediaPipeFaceDetector, measure_crop_margin
+from emo.files import atomic_path, read_json, write_json
+from emo.losses import multitask_loss
+from emo.model import create_model, load_torch, save_weights
+from emo.sources import fill_derived_va, read_dataset, va_state, write_manifest
+
+# The classic recipe, beside what TrainConfig holds.
+DEGREES = 15.0  # faces in photos are seldom tilted further
+PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.5, 3  # halve the step after 3 epochs without progress
+STOP_PATIENCE = 10  # epochs without progress before training ends early
+# The strong recipe.
+WEIGHT_DECAY = 0.05
+WARM_UP = 0.1  # of all steps; from random weights, full first steps of Adam lead into a dead end
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything a run depends on; saved in its folder and in its checkpoint."""
+
+    data_dir: str = "data/synthetic"
+    """Folder of any layout that `emo check` knows."""
+    output_dir: str = "outputs/run1"
+    """Folder of this run; it must be new, or the same run to resume."""
+    backbone: str = "resnet18"
+    """resnet18, mobilenet_v2 or any torchvision classifier."""
+    pretrained: bool = True
+    """Start from ImageNet weights: better with little data, but they must be fetched once."""
+    image_size: int = 224
+    """Pixels a side. 224 is what ImageNet weights expect; 64 is 12 times faster."""
+    epochs: int = 50
+    """At most; training ends early after 10 epochs without progress."""
+    batch_size: int = 64
+    """Fits a 4 GB GPU at 224 pixels."""
+    learning_rate: float = 1e-3
+    """Adam's usual step; halved when the validation score stalls."""
+    alpha: float = 1.0
+    """Weight of the emotion loss."""
+    beta: float = 0.5
+    """Weight of the valence/arousal loss; 0 leaves that head untrained and unused."""
+    recipe: Literal["classic", "strong"] = "classic"
+    """classic: Adam, steps halved on a plateau, early stopping. strong: AdamW, warm-up and cosine,
+    for a fixed number of epochs, few ones included. Both: flip and ±15° rotation."""
+    derive_va: bool = False
+    """Fill missing valence/arousal from class means; every result then says "derived"."""
+    layout: str | None = None
+    """Force a data layout instead of recognising it."""
+    labels: Literal["label", "folder"] = "label"
+    """Which label to trust on the Kaggle set."""
+    class_order: str | None = None
+    """What folders named 0–7 mean: affectnet, alphabetical or ferplus."""
+    seed: int = 0
+    """Of the split, the weights, the order and the augmentation."""
+
+
+def fit(config, *, resume=False, on_epoch=None):
+    """Train as `config` says and write its run folder; return the history, one row an epoch.
+
+    `resume` goes on from the last finished epoch of the same run (or starts it). `on_epoch` is
+    called with the history so far. Ctrl-C ends training and keeps the best model so far.
+    """
+    _check(config)
+    folder, state = _open_run(config, resume)
+    manifest = _load_manifest(config, folder)
+    dataset, colour = _pack(config, manifest)
+    accelerator = Accelerator(
+        mixed_precision=_precision(),
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
+    )
+    run = _Run(config, dataset, colour, accelerator)
+    if state:
+        run.load_state_dict(state)
+    try:
+        while run.epoch < config.epochs and not run.finished:
+            row = run.train_epoch() | run.validate()
+            run.close_epoch(row)
+            if accelerator.is_main_process:
+                _save_epoch(run, folder, manifest)
+                print(_sentence(run.history[-1], config), flush=True)
+                if on_epoch is not None:
+                    on_epoch(pd.DataFrame(run.history))
+    except KeyboardInterrupt:
+        if not run.history:
+            raise
+        print(f"interrupted; keeping the best model, of epoch {run.best['epoch']}")
+    if accelerator.is_main_process:
+        _save_model(run, folder)
+    return pd.DataFrame(run.history)
+
+
+def load_data(config, folder=None):
+    """Read, split and pack the data of a config; return (FaceDataset, colour).
+
+    A manifest that the run folder holds is taken as it is: its split never changes.
+    """
+    return _pack(config, _load_manifest(config, folder))
+
+
+def _load_manifest(config, folder=None):
+    if folder and (Path(folder) / "manifest.csv").is_file():
+        return read_manifest(Path(folder) / "manifest.csv")
+    options = {"labels": config.labels, "class_order": config.class_order}
+    manifest = read_dataset(config.data_dir, config.layout, **options)
+    if config.derive_va:
+        manifest = fill_derived_va(manifest)
+    return split_manifest(manifest, config.seed)
+
+
+def _pack(config, manifest):
+    images, manifest, colour = pack_images(manifest, config.data_dir, config.image_size)
+    return FaceDataset(images, manifest), colour
+
+
+def read_manifest(path):
+    """Read the manifest of a run folder."""
+    return pd.read_csv(path, dtype={"split": str, "group": str, "image_path": str})
+
+
+def read_config(run):
+    """Return the `TrainConfig` of a run folder."""
+    path = Path(run) / "config.json"
+    if not path.is_file():
+        raise EmoError(f"{run} is no run folder (no config.json); train one: python -m emo train")
+    values = read_json(path)
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    return TrainConfig(**{name: value for name, value in values.items() if name in known})
+
+
+def combined_score(macro_f1, mean_ccc):
+    """The score that selects a model: macro F1 + mean CCC, or macro F1 alone without it."""
+    return macro_f1 if mean_ccc is None or math.isnan(mean_ccc) else macro_f1 + mean_ccc
+
+
+class _Run:
+    """The moving parts of one training: model, optimizer, schedule, best weights, history."""
+
+    def __init__(self, config, dataset, colour, accelerator):
+        torch.manual_seed(config.seed)
+        self.config, self.colour, self.accelerator = config, colour, accelerator
+        self.train_part, self.val_part = dataset.part("train"), dataset.part("val")
+        if len(self.train_part) < config.batch_size:
+            raise EmoError(
+                f"batch size {config.batch_size} is larger than the {len(self.train_part)} "
+                f"training images; use --batch-size {max(2, len(self.train_part) // 4)}"
+            )
+        self.va = va_state(self.train_part.manifest) if config.beta else "none"
+        model = create_model(config.backbone, pretrained=config.pretrained)
+        model = model.to(memory_format=torch.channels_last)
+        size = config.batch_size
+        steps = config.epochs * (len(self.train_part) // size)
+        optimizer, self.scheduler = _optimizer(model, config, steps)
+        train = make_loader(self.train_part, size, shuffle=True, seed=config.seed, drop_last=True)
+        val = make_loader(self.val_part, 2 * size)
+        self.model, self.optimizer, self.train_loader, self.val_loader = accelerator.prepare(
+            model, optimizer, train, val
+        )
+        self.epoch, self.history, self.best = 0, [], {"score": -math.inf, "epoch": 0, "model": None}
+
+    def train_epoch(self):
+        """Go once through the training part; return this epoch's losses and speed."""
+        torch.manual_seed(self.config.seed * 100_003 + self.epoch)  # resumes without a stored state
+        self.train_loader.set_epoch(self.epoch)
+        self.model.train()
+        start, losses, images = time.perf_counter(), [], 0
+        title = f"Epoch {self.epoch + 1}/{self.config.epochs}"
+        bar = tqdm(self.train_loader, title, unit="batch", leave=False)
+        for batch in bar:
+            image = augment(normalise(batch["image"], colour=self.colour), DEGREES)
+            output = self.model(image.contiguous(memory_format=torch.channels_last))
+            loss = multitask_loss(output, batch, self.config.alpha, self.config.beta)
+            self.accelerator.backward(loss.total)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            if self.config.recipe == "strong":
+                self.scheduler.step()
+            losses.append(loss.total.detach())
+            images += len(image) * self.accelerator.num_processes
+            if len(losses) % 10 == 0:
+                speed = images / (time.perf_counter() - start)
+                bar.set_postfix(loss=f"{losses[-1]:.3f}", images_per_second=f"{speed:.0f}")
+        mean_loss = torch.stack(losses).mean().item()
+        if not math.isfinite(mean_loss):
+            raise EmoError(
+                f"the loss became {mean_loss} in epoch {self.epoch + 1}; use a smaller "
+                f"--learning-rate than {self.config.learning_rate}"
+            )
+        speed = images / (time.perf_counter() - start)
+        return {"train_loss": mean_loss, "images_per_second": speed, "started": start}
+
+    def validate(self):
+        """Return loss and metrics over all predictions of the val part at once."""
+        output, batch = self.predict_val()
+        loss = multitask_loss(output, batch, self.config.alpha, self.config.beta).total.item()
+        known = batch["emotion"] >= 0
+        predicted = output.logits.argmax(dim=1)
+        matrix = metrics.confusion(batch["emotion"][known], predicted[known])
+        row = {"val_loss": loss, "val_accuracy": float(metrics.accuracy(matrix))}
+        row["val_macro_f1"] = metrics.macro_f1(matrix)
+        cccs = [math.nan, math.nan]
+        rows = torch.from_numpy(annotated_rows(self.val_part.manifest))
+        if self.va == "annotated" and rows.any():
+            cccs = [metrics.ccc(batch["va"][rows, i], output.va[rows, i]) for i in (0, 1)]
+        row["val_ccc_valence"], row["val_ccc_arousal"] = cccs
+        row["combined_score"] = combined_score(row["val_macro_f1"], sum(cccs) / 2)
+        return row
+
+    @torch.no_grad()
+    def predict_val(self):
+        """Return (output, labels) of the whole val part, on the CPU, in its order."""
+        self.model.eval()
+        parts = []
+        for batch in self.val_loader:
+            image = normalise(batch["image"], colour=self.colour)
+            output = self.model(image.contiguous(memory_format=torch.channels_last))
+            part = (output.logits, output.va, batch["emotion"], batch["va"])
+            parts.append([t.float().cpu() for t in self.accelerator.gather_for_metrics(part)])
+        logits, va, emotion, target = (torch.cat(column) for column in zip(*parts, strict=True))
+        plain = type(output)(logits, va)
+        return plain, {"emotion": emotion.long(), "va": target}
+
+    def close_epoch(self, row):
+        """Step the schedule, keep the best weights, and complete this epoch's history row."""
+        self.epoch += 1
+        row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        row["seconds"] = time.perf_counter() - row.pop("started")
+        if self.config.recipe == "classic":
+            self.scheduler.step(row["combined_score"])
+        if row["combined_score"] > self.best["score"]:
+            model = self.accelerator.unwrap_model(self.model)
+            weights = {k: _copy(v) for k, v in model.state_dict().items()}
+            score = row["combined_score"]
+            self.best = {"score": score, "epoch": self.epoch, "model": weights}
+        columns = (
+            "train_loss val_loss val_accuracy val_macro_f1 val_ccc_valence val_ccc_arousal "
+            "combined_score learning_rate images_per_second seconds"
+        ).split()
+        self.history.append({"epoch": self.epoch} | {name: row[name] for name in columns})
+
+    @property
+    def finished(self):
+        """Whether early stopping ends the run."""
+        stalled = self.epoch - self.best["epoch"] >= STOP_PATIENCE
+        return stalled and self.config.recipe == "classic"
+
+    def state_dict(self):
+        """Return everything that a resumed run needs, as plain values and tensors."""
+        return {
+            "model": self.accelerator.unwrap_model(self.model).state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "epoch": self.epoch,
+            "history": self.history,
+            "best": self.best,
+        }
+
+    def load_state_dict(self, state):
+        """Go on where `state_dict` was taken."""
+        self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.epoch, self.history, self.best = state["epoch"], state["history"], state["best"]
+
+
+def annotated_rows(manifest):
+    """Tell (N,) which rows have valence and arousal from annotators, not from class means."""
+    known = manifest["valence"].notna() & manifest["arousal"].notna()
+    if "va_derived" in manifest:
+        known &= manifest["va_derived"].fillna(0) != 1
+    return known.to_numpy(copy=True)
+
+
+def _optimizer(model, config, steps):
+    """Return the optimizer and the learning-rate schedule of the recipe."""
+    schedules = torch.optim.lr_scheduler
+    if config.recipe == "classic":
+        optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
+        plateau = {"factor": PLATEAU_FACTOR, "patience": PLATEAU_PATIENCE}
+        return optimizer, schedules.ReduceLROnPlateau(optimizer, mode="max", **plateau)
+
+    def share(step):
+        warm = (step + 1) / (WARM_UP * steps)
+        return min(warm, 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, weight_decay=WEIGHT_DECAY
+    )
+    return optimizer, schedules.LambdaLR(optimizer, share)
+
+
+def _check(config):
+    checks = {
+        "epochs": config.epochs >= 1,
+        "batch_size": config.batch_size >= 2,
+        "learning_rate": config.learning_rate > 0,
+        "alpha": config.alpha >= 0,
+        "beta": config.beta >= 0,
+        "image_size": 32 <= config.image_size <= 512,
+    }
+    for name, good in checks.items():
+        if not good:
+            raise EmoError(f"{name} is {getattr(config, name)}, which is out of range")
+
+
+def _open_run(config, resume):
+    """Return (folder, state): a new folder and None, or a run to resume and its last state."""
+    folder = Path(config.output_dir)
+    if not (folder / "config.json").exists():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise EmoError(f"{folder} is not empty and holds no run; choose another --output-dir")
+        return folder, None
+    if not resume:
+        raise EmoError(f"{folder} holds a run already; use --resume or another --output-dir")
+    before, now = dataclasses.asdict(read_config(folder)), dataclasses.asdict(config)
+    changed = [k for k in now if now[k] != before[k] and k not in ("epochs", "output_dir")]
+    if changed:
+        name = changed[0]
+        raise EmoError(
+            f"{folder} was trained with {name}={before[name]!r}, not {now[name]!r}; "
+            "choose another --output-dir for the new settings"
+        )
+    last = folder / "last.pth"
+    return folder, load_torch(last) if last.is_file() else None
+
+
+def _precision():
+    """Half precision where the hardware computes it: it doubles the speed."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if torch.backends.mps.is_available():
+        return "no"
+    flags = Path("/proc/cpuinfo")
+    has = flags.is_file() and "avx512_bf16" in flags.read_text(errors="replace")
+    return "bf16" if has else "no"
+
+
+def _save_epoch(run, folder, manifest):
+    if not (folder / "manifest.csv").exists():
+        write_manifest(manifest, folder / "manifest.csv")
+    write_json(folder / "config.json", dataclasses.asdict(run.config))
+    with atomic_path(folder / "last.pth") as temporary:
+        torch.save(run.state_dict(), temporary)
+    with atomic_path(folder / "history.csv") as temporary:
+        pd.DataFrame(run.history).to_csv(temporary, index=False)
+
+
+def _save_model(run, folder):
+    """Fit the temperature and measure the framing, then write the model with its config."""
+    model = run.accelerator.unwrap_model(run.model)
+    model.load_state_dict(run.best["model"])
+    output, batch = run.predict_val()
+    known = batch["emotion"] >= 0
+    row = run.history[run.best["epoch"] - 1]
+    model.config = {
+        "backbone": run.config.backbone,
+        "classes": list(EMOTIONS),
+        "image_size": run.config.image_size,
+        "mean": list(IMAGE_MEAN),
+        "std": list(IMAGE_STD),
+        "colour": run.colour,
+        "crop_margin": _crop_margin(run.train_part),
+        "temperature": metrics.fit_temperature(
+            output.logits[known].numpy(), batch["emotion"][known]
+        ),
+        "va": run.va,
+        "data": {
+            "name": Path(run.config.data_dir).name,
+            "train": len(run.train_part),
+            "val": len(run.val_part),
+        },
+        "metrics": {k: v for k, v in row.items() if k.startswith(("val_", "combined")) and v == v},
+        "emo_version": version("emo"),
+    }
+    save_weights(model, folder / "model_weights.pth")
+    checkpoint = {"model": model.state_dict(), "epoch": run.best["epoch"]}
+    checkpoint |= {"config": dataclasses.asdict(run.config), "history": run.history}
+    with atomic_path(folder / "best_model.pth") as temporary:
+        torch.save(checkpoint, temporary)
+    write_json(folder / "model_config.json", model.config)
+
+
+def _crop_margin(part):
+    """Measure how tightly the training faces are framed; the default where none is found."""
+    rows = np.linspace(0, len(part) - 1, min(len(part), 200)).astype(int)
+    faces = part.images[rows][..., ::-1]  # RGB → BGR
+    with MediaPipeFaceDetector() as detector:
+        margin = measure_crop_margin(np.ascontiguousarray(faces), detector)
+    return DEFAULT_MARGIN if margin is None else margin
+
+
+def _copy(value):
+    return value.detach().cpu().clone() if torch.is_tensor(value) else value
+
+
+def _sentence(row, config):
+    text = (
+        f"epoch {row['epoch']}/{config.epochs}"
+        f" · loss {row['train_loss']:.3f} · val loss {row['val_loss']:.3f}"
+        f" · accuracy {row['val_accuracy']:.3f} · macro F1 {row['val_macro_f1']:.3f}"
+    )
+    if row["val_ccc_valence"] == row["val_ccc_valence"]:
+        text += f" · CCC {row['val_ccc_valence']:.3f}/{row['val_ccc_arousal']:.3f}"
+    return text + f" · {row['images_per_second']:.0f} images/s"

@@ -1,0 +1,192 @@
+"""The live demo outside the notebook: an OpenCV window, or a film without one."""
+
+import os
+import sys
+import time
+from collections import deque
+from contextlib import nullcontext
+from pathlib import Path
+
+import cv2
+import pandas as pd
+from tqdm.auto import tqdm
+
+from emo import synth
+from emo.errors import EmoError
+from emo.faces import quiet_stderr
+from emo.files import atomic_path
+from emo.live import draw_overlay, faces_table
+
+WINDOW = "emo"
+FILM_SUFFIXES = {".mp4", ".webm", ".avi", ".mov", ".mkv", ".mjpeg", ".m4v"}
+
+
+class Camera:
+    """Frames (H, W, 3) BGR with their time in seconds, from a webcam, a film or a synthetic face.
+
+    `source` is a camera's number ("0"), a film's path or "synthetic" (which lasts `seconds`).
+    Iterate once; use it as a context manager, so that the camera is released. `truth` is the
+    synthetic face's label.
+    """
+
+    def __init__(self, source="0", seconds=12.0):
+        self.source, self.truth, self._capture = str(source), None, None
+        self.is_webcam = self.source.isdigit()
+        self.fps, self.frames = 30.0, None
+        if self.source == "synthetic":
+            self.fps = 15.0
+            self.frames = round(seconds * self.fps)
+        else:
+            self._open()
+
+    def _open(self):
+        if not self.is_webcam and not Path(self.source).is_file():
+            raise EmoError(
+                f"camera {self.source!r} is no camera number, no film and not 'synthetic'"
+            )
+        self._capture = cv2.VideoCapture(int(self.source) if self.is_webcam else self.source)
+        if not self._capture.isOpened():
+            what = f"camera {self.source}" if self.is_webcam else f"film {self.source}"
+            raise EmoError(
+                f"{what} could not be opened; close other programs that use it, try another "
+                "number, or use --camera synthetic"
+            )
+        self.fps = self._capture.get(cv2.CAP_PROP_FPS) or 30.0
+        count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        self.frames = count if count > 0 and not self.is_webcam else None
+
+    def __iter__(self):
+        if self._capture is None:
+            for frame, truth in synth.animate(seconds=self.frames / self.fps, fps=self.fps):
+                self.truth = truth
+                yield frame, truth["time"]
+            return
+        number = 0
+        while True:
+            good, frame = self._capture.read()
+            if not good:
+                return
+            yield frame, time.monotonic() if self.is_webcam else number / self.fps
+            number += 1
+
+    def close(self):
+        """Release the camera."""
+        if self._capture is not None:
+            self._capture.release()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+
+class FilmWriter:
+    """Write BGR frames as VP9, which browsers play, to .mp4 or .webm; whole or not at all."""
+
+    def __init__(self, path, fps):
+        self.path, self.fps, self._writer = Path(path), fps, None
+        if self.path.suffix not in (".mp4", ".webm"):
+            raise EmoError(f"cannot record to {path}; the name must end in .mp4 or .webm")
+
+    def __enter__(self):
+        self._atomic = atomic_path(self.path)
+        self._temporary = self._atomic.__enter__()
+        return self
+
+    def write(self, frame_bgr):
+        """Append one frame; all must have the size of the first."""
+        if self._writer is None:
+            code = cv2.VideoWriter.fourcc(*("vp09" if self.path.suffix == ".mp4" else "VP90"))
+            size = frame_bgr.shape[1::-1]
+            with quiet_stderr():  # OpenCV notes that VP9 in WebM has no such tag, and writes it
+                self._writer = cv2.VideoWriter(str(self._temporary), code, self.fps, size)
+            if not self._writer.isOpened():
+                raise EmoError(f"this OpenCV cannot write VP9 films to {self.path}")
+        self._writer.write(frame_bgr)
+
+    def __exit__(self, kind, error, trace):
+        if self._writer is not None:
+            self._writer.release()
+        elif kind is None:
+            kind, error = EmoError, EmoError(f"no frame came, so {self.path} was not written")
+            self._atomic.__exit__(kind, error, None)
+            raise error
+        return self._atomic.__exit__(kind, error, trace)
+
+
+def run_live(pipeline, camera, *, headless=False, record=None, log=None, on_faces=None):
+    """Run the demo until the film ends, q is pressed or the window is closed.
+
+    Keys: q quit, v valence–arousal plane, p bars, s screenshot. `record` writes the annotated
+    film (VP9), `log` a CSV of numbers. Returns the table of all faces (see `faces_table`).
+    """
+    if not headless:
+        _require_display()
+    view = {"plane": True, "bars": True}
+    va, tables, times = pipeline.recognizer.va, [], deque(maxlen=30)
+    bar = tqdm(total=camera.frames, desc="Frames", unit="frame", disable=not headless)
+    writer = FilmWriter(record, camera.fps) if record else None
+    try:
+        with writer or nullcontext(), bar:
+            for frame, seconds in camera:
+                faces = pipeline.process(frame, seconds)
+                tables.append(faces_table(faces))
+                if on_faces is not None:
+                    on_faces(faces, camera.truth)
+                times.append(time.perf_counter())
+                if writer is None and headless:
+                    bar.update()
+                    continue
+                note = "" if headless else f"{_rate(times):.0f} FPS"
+                canvas = draw_overlay(frame, faces, va=va, note=note, **view)
+                if writer is not None:
+                    writer.write(canvas)
+                bar.update()
+                if not headless and not _show(canvas, view):
+                    break
+    except KeyboardInterrupt:
+        print("stopped")
+    finally:
+        if not headless:
+            cv2.destroyAllWindows()
+    table = pd.concat(tables, ignore_index=True) if tables else faces_table([])
+    if log:
+        with atomic_path(log) as temporary:
+            table.to_csv(temporary, index=False)
+    return table
+
+
+def _show(canvas, view):
+    """Show one frame and act on keys; False ends the demo."""
+    cv2.imshow(WINDOW, canvas)
+    key = cv2.waitKey(1) & 0xFF
+    if key == ord("v"):
+        view["plane"] = not view["plane"]
+    elif key == ord("p"):
+        view["bars"] = not view["bars"]
+    elif key == ord("s"):
+        name = f"screenshot-{time.strftime('%Y%m%d-%H%M%S')}.png"
+        with atomic_path(name) as temporary:
+            cv2.imwrite(str(temporary), canvas)
+        print(f"wrote {name}")
+    try:
+        closed = cv2.getWindowProperty(WINDOW, cv2.WND_PROP_VISIBLE) < 1
+    except cv2.error:
+        closed = True
+    return key != ord("q") and not closed
+
+
+def _require_display():
+    """Refuse before OpenCV aborts the whole process for want of a screen."""
+    if sys.platform.startswith("linux") and not (
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    ):
+        raise EmoError("there is no display for a window; use --headless with --record or --log")
+    if "headless" in cv2.__file__ or not hasattr(cv2, "imshow"):
+        raise EmoError("this OpenCV has no windows; install opencv-contrib-python")
+    cv2.namedWindow(WINDOW, cv2.WINDOW_GUI_NORMAL | cv2.WINDOW_AUTOSIZE)
+
+
+def _rate(times):
+    return (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0

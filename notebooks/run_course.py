@@ -1,0 +1,158 @@
+"""Run notebooks 01–06 in order, write them as HTML pages to build/course/ and say how it went.
+
+`make course` calls this. It stops at the first failing cell and shows it.
+"""
+
+import argparse
+import html
+import json
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbconvert import HTMLExporter
+
+HERE = Path(__file__).resolve().parent
+BUILD = HERE.parent / "build" / "course"
+NOTEBOOKS = sorted(HERE.glob("0*.ipynb"))
+LEAST = {"accuracy": 0.60, "mean CCC": 0.50}  # on unseen synthetic people
+
+
+def set_parameters(notebook, parameters):
+    """Replace assignments in the cell tagged `parameters`; a name that is not there raises."""
+    tagged = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    if len(tagged) != 1:
+        raise ValueError(f"expected one cell tagged 'parameters', found {len(tagged)}")
+    for name, value in parameters.items():
+        pattern = re.compile(rf"^{name} = .*$", re.MULTILINE)
+        if not pattern.search(tagged[0].source):
+            raise ValueError(f"the parameters cell does not set {name!r}")
+        line = f"{name} = {value!r}  # set by run_course.py"
+        tagged[0].source = pattern.sub(lambda _, line=line: line, tagged[0].source)
+
+
+def run_notebook(path, parameters):
+    """Execute a notebook with these parameters and return it; a failing cell raises."""
+    notebook = nbformat.read(path, as_version=4)
+    set_parameters(notebook, parameters)
+    folder = {"metadata": {"path": str(HERE)}}
+    client = NotebookClient(notebook, timeout=1800, resources=folder, store_widget_state=False)
+    client.execute()
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if not _is_progress_bar(o)]
+    return notebook
+
+
+def _is_progress_bar(output):
+    """Tell a tqdm bar: without its widget it would stand at 0 % in the page for ever."""
+    data = output.get("data", {})
+    return "application/vnd.jupyter.widget-view+json" in data and "%|" in data["text/plain"]
+
+
+def course_parameters(archive, work):
+    """Return the parameters of each notebook, by its number."""
+    data, run = str(work / "data"), str(work / "run")
+    source = {"source": "archive", "archive": archive} if archive else {"source": "synthetic"}
+    return {
+        "01": {"data_dir": data, **source},
+        "02": {"data_dir": data},
+        # ImageNet weights would be a download, so the course trains from scratch.
+        "03": {"data_dir": data, "run_dir": run, "pretrained": False},
+        "04": {"run_dir": run},
+        "05": {"run_dir": run},
+        "06": {"run_dir": run},
+    }
+
+
+def write_page(notebook, path):
+    """Write an executed notebook as one HTML file that needs nothing from the network."""
+    exporter = HTMLExporter(template_name="lab", embed_images=True)
+    page, _ = exporter.from_notebook_node(notebook)
+    page = re.sub(r"<script[^>]*\bsrc=\"https?://[^>]*>\s*</script>", "", page)
+    page = re.sub(r"<script[^>]*type=\"text/x-mathjax-config.*?</script>", "", page, flags=re.S)
+    page = re.sub(r"<img[^>]*colab-badge[^>]*>", "Open in Colab", page)
+    page = re.sub(r'href="(0\d_\w+)\.ipynb"', r'href="\1.html"', page)
+    path.write_text(page, "utf-8")
+
+
+def write_index(rows, line):
+    """Write build/course/index.html: the lessons, how long each took, and the result."""
+    items = "".join(
+        f'<li><a href="{name}.html">{html.escape(title)}</a> <small>{seconds:.0f} s</small></li>'
+        for name, title, seconds in rows
+    )
+    (BUILD / "index.html").write_text(
+        "<!doctype html><html lang='en'><meta charset='utf-8'><title>emo: the course</title>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'><style>"
+        ":root{color-scheme:light dark}body{font:18px/1.6 system-ui,sans-serif;max-width:40rem;"
+        "margin:3rem auto;padding:0 1rem}small{opacity:.6}li{margin:.4rem 0}</style>"
+        "<h1>Facial emotion recognition, two tasks at once</h1>"
+        f"<ol>{items}</ol><p>{html.escape(line)}</p></html>",
+        "utf-8",
+    )
+
+
+def title_of(notebook):
+    """Return the text of the notebook's `# ` heading."""
+    lines = "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown").splitlines()
+    return next(line[2:] for line in lines if line.startswith("# "))
+
+
+def show_failure(path, notebook_error, seconds):
+    """Print the failing cell and its error, as a reader of the notebook would see them."""
+    print(f"failed after {seconds:.0f} s\n\nThe cell that failed in {path.name}:\n")
+    print(re.sub(r"\x1b\[[0-9;]*m", "", str(notebook_error)))
+
+
+def verdict(metrics, archive):
+    """Return (line, good): what the course's model reached, and whether it has learned."""
+    accuracy, ccc = metrics["emotion"]["accuracy"], metrics["mean_ccc"]
+    if archive:
+        scored = "not scored: nobody annotated it" if ccc is None else f"{ccc:.3f}"
+        return f"accuracy {accuracy:.3f}, mean CCC {scored}, on unseen images", True
+    good = accuracy >= LEAST["accuracy"] and ccc is not None and ccc >= LEAST["mean CCC"]
+    line = f"accuracy {accuracy:.3f}, mean CCC {ccc or 0:.3f}, on unseen synthetic people"
+    return line, good
+
+
+def main():
+    """Run the course; exit code 1 when a cell fails or the model has not learned."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--archive", help="a .zip in the Kaggle layout instead of synthetic faces")
+    archive = parser.parse_args().archive
+    if archive:
+        archive = str(Path(archive).resolve())
+        if not Path(archive).is_file():
+            sys.exit(f"{archive} does not exist; name a .zip: make course ARCHIVE=some.zip")
+    shutil.rmtree(BUILD, ignore_errors=True)
+    BUILD.mkdir(parents=True)
+    parameters, rows = course_parameters(archive, BUILD / "work"), []
+    for path in NOTEBOOKS:
+        print(f"{path.stem:14}", end=" ", flush=True)
+        start = time.monotonic()
+        try:
+            notebook = run_notebook(path, parameters[path.stem[:2]])
+        except CellExecutionError as error:
+            show_failure(path, error, time.monotonic() - start)
+            sys.exit(1)
+        seconds = time.monotonic() - start
+        print(f"{seconds:4.0f} s", flush=True)
+        write_page(notebook, BUILD / f"{path.stem}.html")
+        rows.append((path.stem, title_of(notebook), seconds))
+    metrics = json.loads((BUILD / "work" / "run" / "metrics.json").read_text("utf-8"))
+    line, good = verdict(metrics, archive)
+    write_index(rows, line)
+    print(f"\n{line}\nOpen {BUILD / 'index.html'}")
+    if not good:
+        least = ", ".join(f"{name} {value:.2f}" for name, value in LEAST.items())
+        sys.exit(f"the model has not learned enough; expected at least {least}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Mistakes of a user at the command line: one sentence, exit code 2, no traceback."""
+
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+from emo.cli import main
+
+
+def fails(capsys, *args):
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in args])
+    assert stop.value.code == 2
+    message = capsys.readouterr().err.strip()
+    assert "Traceback" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["check", "--data-dir", "nowhere"], "nowhere is no folder"),
+        (["train", "--data-dir", "nowhere", "--output-dir", "out"], "01_download"),
+        (["evaluate", "--run", "nowhere"], "nowhere"),
+        (["evaluate"], "--run"),
+        (["export", "--run", "nowhere"], "nowhere"),
+        (["predict", "--model", "no.onnx", "a.jpg"], "no.onnx does not exist"),
+        (["predict", "--model", "no.onnx"], "at least one image"),
+        (["live", "--model", "no.onnx"], "no.onnx does not exist"),
+        (["download", "--archive", "no.zip", "--dest", "data"], "no.zip"),
+        (["download", "--archive", "a.zip", "--kaggle", "b", "--dest", "c"], "not both"),
+        (["synth", "--dest", "x", "--count", "1"], "got 1 faces"),
+    ],
+)
+def test_one_sentence(capsys, monkeypatch, tmp_path, args, message):
+    monkeypatch.chdir(tmp_path)
+    sentence = fails(capsys, *args)
+    assert sentence.startswith("emo: ")
+    assert message in sentence
+    assert len(sentence.splitlines()) == 1
+    assert not list(tmp_path.iterdir())  # nothing half written
+
+
+def test_an_archive_with_a_path_outside(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with zipfile.ZipFile("bad.zip", "w") as archive:
+        archive.writestr("../evil.png", "x")
+    assert "../evil.png" in fails(capsys, "download", "--archive", "bad.zip", "--dest", "data")
+    assert [p.name for p in tmp_path.iterdir()] == ["bad.zip"]
+
+
+def test_unknown_backbone_writes_nothing(capsys, faces, tmp_path):
+    args = ["train", "--data-dir", faces, "--output-dir", tmp_path / "out", "--backbone", "vgg99"]
+    assert "unknown backbone 'vgg99'" in fails(capsys, *args)
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_flag_and_wrong_choice(capsys):
+    assert "--no-such" in fails(capsys, "train", "--no-such", "1")
+    fails(capsys, "evaluate", "--run", "x", "--split", "dev")
+
+
+def test_underscores_are_accepted_for_hyphens(capsys, faces):
+    main(["check", "--data_dir", str(faces)])
+    assert "csv layout" in capsys.readouterr().out
+
+
+def test_help_of_every_command_in_a_fresh_process():
+    done = subprocess.run([sys.executable, "-m", "emo", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    for command in "download synth check train evaluate export predict live bench".split():
+        assert command in done.stdout

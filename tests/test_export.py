@@ -1,0 +1,112 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pandas as pd
+import pytest
+import torch
+
+from emo import (
+    create_model,
+    create_recognizer,
+    export_to_keras,
+    export_to_onnx,
+    export_to_torchscript,
+)
+from emo import export as export_module
+from emo.errors import EmoError
+from emo.export import FILES, export_run
+from emo.files import read_json
+
+
+@pytest.fixture(scope="module")
+def table(run):
+    return export_run(run)
+
+
+def test_every_format_agrees_with_pytorch(table, run):
+    assert list(table.index) == ["pytorch", *FILES]
+    exact = table.drop(index=["int8"])
+    assert exact["max_logit_difference"].max() <= 1e-4
+    assert exact["max_va_difference"].max() <= 1e-4
+    assert (exact["agreement"] == 1).all()
+    assert table.loc["int8", "agreement"] > 0.8
+    assert table.loc["int8", "megabytes"] < 0.3 * table.loc["onnx", "megabytes"]
+    assert all((run / name).is_file() for name in FILES.values())
+    saved = pd.DataFrame(read_json(run / "export.json")["formats"]).set_index("format")
+    assert saved["median_ms"].to_dict() == table["median_ms"].to_dict()
+
+
+def test_recognisers_of_all_files_agree(table, run):
+    faces = torch.rand(5, 3, 32, 32)
+    expected = create_recognizer(run / "best_model.pth").predict_batch(faces)
+    for name in (n for key, n in FILES.items() if key != "int8"):
+        for result, truth in zip(
+            create_recognizer(run / name).predict_batch(faces), expected, strict=True
+        ):
+            assert result["emotion"] == truth["emotion"], name
+            assert result["probabilities"] == pytest.approx(truth["probabilities"], abs=1e-4)
+            assert result["valence"] == pytest.approx(truth["valence"], abs=1e-4)
+
+
+def test_onnx_is_one_file_with_any_batch_size_and_its_config(table, run):
+    graph = onnx.load(run / "model.onnx", load_external_data=False)
+    assert not any(tensor.external_data for tensor in graph.graph.initializer)
+    assert not (run / "model.onnx.data").exists()
+    inside = {entry.key: entry.value for entry in graph.metadata_props}
+    assert json.loads(inside["model_config"]) == read_json(run / "model_config.json")
+    recognizer = create_recognizer(run / "model.onnx")
+    for count in (1, 2, 7):
+        assert recognizer.run(torch.zeros(count, 3, 32, 32))[0].shape == (count, 8)
+
+
+def test_h5_opens_with_plain_keras(table, run, tmp_path):
+    """In a fresh process that never imports emo."""
+    code = (
+        "import os; os.environ.setdefault('KERAS_BACKEND', 'torch')\n"
+        "import keras, numpy as np, sys\n"
+        f"model = keras.models.load_model({str(run / 'model.h5')!r}, compile=False)\n"
+        "logits, va = model.predict(np.zeros((2, 32, 32, 3), np.float32), verbose=0)\n"
+        "assert 'emo' not in sys.modules\n"
+        "print(logits.shape, va.shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "(2, 8) (2, 2)"
+
+
+def test_mobilenet_in_every_format(tmp_path):
+    model = create_model("mobilenet_v2", pretrained=False).eval()
+    torch.manual_seed(0)
+    for part in model.modules():  # an untrained network has trivial statistics
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.running_mean.normal_(0, 0.1)
+            part.running_var.uniform_(0.5, 1.5)
+    model.config |= {"image_size": 64, "mean": [0.5] * 3, "std": [0.5] * 3, "colour": "rgb"}
+    face = torch.rand(3, 3, 64, 64)
+    with torch.no_grad():
+        logits, _ = model(face)
+    writers = {".onnx": export_to_onnx, ".pt": export_to_torchscript, ".h5": export_to_keras}
+    (tmp_path / "model_config.json").write_text(json.dumps(model.config))
+    for suffix, write in writers.items():
+        write(model, tmp_path / f"m{suffix}")
+        found = create_recognizer(tmp_path / f"m{suffix}").run(face)[0]
+        assert np.abs(found - logits.numpy()).max() < 1e-4, suffix
+
+
+def test_another_backbone_has_no_keras_twin(tmp_path):
+    model = create_model("efficientnet_b0", pretrained=False)
+    with pytest.raises(EmoError, match="no Keras twin"):
+        export_to_keras(model, tmp_path / "m.h5")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_format_that_differs_is_not_written(run, monkeypatch, tmp_path, table):
+    monkeypatch.setattr(export_module, "TOLERANCE", -1.0)
+    before = (run / "model.onnx").read_bytes()
+    with pytest.raises(EmoError, match="differs from PyTorch"):
+        export_run(run, ["onnx"])
+    assert (run / "model.onnx").read_bytes() == before
+    with pytest.raises(EmoError, match="unknown format"):
+        export_run(run, ["tflite"])

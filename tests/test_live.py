@@ -1,0 +1,144 @@
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from emo import MediaPipeFaceDetector, create_recognizer, synth
+from emo.errors import EmoError
+from emo.live import LivePipeline, draw_overlay, faces_table, overlap
+from emo.window import Camera, FilmWriter, run_live
+
+
+@pytest.fixture(scope="module")
+def recognizer(run):
+    return create_recognizer(run / "best_model.pth")
+
+
+@pytest.fixture(scope="module")
+def detector(face_model):
+    with MediaPipeFaceDetector() as detector:
+        yield detector
+
+
+@pytest.fixture(scope="module")
+def film():
+    return list(synth.animate(seconds=3, fps=5))
+
+
+def test_overlap_by_hand():
+    assert overlap((0, 0, 2, 2), (0, 0, 2, 2)) == 1
+    assert overlap((0, 0, 2, 2), (1, 0, 2, 2)) == pytest.approx(2 / 6)
+    assert overlap((0, 0, 2, 2), (2, 0, 2, 2)) == 0
+
+
+def test_one_face_keeps_its_number_and_box(recognizer, detector, film):
+    pipeline = LivePipeline(recognizer, detector)
+    for frame, truth in film:
+        (face,) = pipeline.process(frame, truth["time"])
+        assert face.track == 0
+        assert face.state in ("ok", "not sure")
+        assert overlap(face.bbox, truth["bbox"]) > 0.5
+        assert face.probabilities.sum() == pytest.approx(1)
+
+
+def test_without_smoothing_the_pipeline_repeats_the_recogniser(recognizer, detector, film):
+    pipeline = LivePipeline(recognizer, detector, smoothing=0)
+    for frame, truth in film[:3]:
+        (face,) = pipeline.process(frame, truth["time"])
+        (plain,) = recognizer.recognize(frame, detector)
+        assert face.emotion == plain["emotion"]
+        assert face.probabilities.tolist() == list(plain["probabilities"].values())
+        assert face.valence == plain["valence"]
+
+
+def test_smoothing_by_hand_and_calmer_than_raw(recognizer, detector, film):
+    raw = LivePipeline(recognizer, detector, smoothing=0)
+    calm = LivePipeline(recognizer, detector, smoothing=0.5)
+    expected, values = None, {"raw": [], "calm": []}
+    for frame, truth in film:
+        a, b = raw.process(frame, truth["time"])[0], calm.process(frame, truth["time"])[0]
+        keep = np.exp(-0.2 / 0.5)  # five frames a second
+        expected = a.valence if expected is None else keep * expected + (1 - keep) * a.valence
+        assert b.valence == pytest.approx(expected, abs=1e-6)
+        values["raw"].append(a.valence)
+        values["calm"].append(b.valence)
+    assert np.abs(np.diff(values["calm"])).sum() < np.abs(np.diff(values["raw"])).sum()
+
+
+def test_two_faces_keep_their_numbers_when_they_swap_size(recognizer, detector, film):
+    frame, small = film[0][0], film[0][0][::2, ::2]
+    wall = np.full((480, 1000, 3), 127, np.uint8)
+    pipeline = LivePipeline(recognizer, detector)
+    wall[:, :640], wall[:240, 660:980] = frame, small
+    first = pipeline.process(wall, 0.0)
+    second = pipeline.process(wall, 0.1)
+    assert [face.track for face in first] == [face.track for face in second]
+    gone = pipeline.process(np.full_like(wall, 127), 0.2)
+    assert gone == []
+    assert {f.track for f in pipeline.process(wall, 0.3)} == {f.track for f in first}
+    later = pipeline.process(wall, 5.0)
+    assert not {f.track for f in later} & {f.track for f in first}
+
+
+def test_a_face_too_small_is_not_predicted(recognizer, film):
+    class Far(MediaPipeFaceDetector):
+        def detect(self, image_bgr):
+            return [((5, 5, 20, 20), 0.9)]
+
+    with Far() as detector:
+        (face,) = LivePipeline(recognizer, detector).process(film[0][0], 0.0)
+    assert face.state == "too small"
+    assert face.emotion is None
+    assert face.valence is None
+    assert len(faces_table([face])) == 1
+    assert draw_overlay(film[0][0], [face], va="annotated").shape == film[0][0].shape
+
+
+def test_overlay_leaves_the_frame_alone_and_hides_what_is_not_known(recognizer, detector, film):
+    frame = film[0][0].copy()
+    faces = LivePipeline(recognizer, detector).process(frame, 0.0)
+    with_plane = draw_overlay(frame, faces, va="derived")
+    assert np.array_equal(frame, film[0][0])
+    without = draw_overlay(frame, faces, va="none")
+    corner = (slice(300, None), slice(480, None))
+    assert np.array_equal(without[corner], frame[corner])
+    assert not np.array_equal(with_plane[corner], frame[corner])
+    plain = draw_overlay(frame, [], va="derived")
+    assert np.array_equal(plain, frame)
+
+
+def test_film_in_annotated_film_and_table_out(recognizer, detector, film, tmp_path):
+    with FilmWriter(tmp_path / "in.mp4", 5) as writer:
+        for frame, _ in film:
+            writer.write(frame)
+    pipeline = LivePipeline(recognizer, detector)
+    options = {"record": tmp_path / "out.webm", "log": tmp_path / "out.csv", "headless": True}
+    with Camera(tmp_path / "in.mp4") as camera:
+        table = run_live(pipeline, camera, **options)
+    assert table["face"].nunique() == 1
+    assert len(table) == len(film)
+    assert table["time"].is_monotonic_increasing
+    saved = pd.read_csv(tmp_path / "out.csv")
+    assert list(saved.columns) == list(table.columns)
+    again = cv2.VideoCapture(str(tmp_path / "out.webm"))
+    count = 0
+    while again.read()[0]:
+        count += 1
+    assert count == len(film)
+    code = int(again.get(cv2.CAP_PROP_FOURCC))
+    assert code.to_bytes(4, "little").lower() == b"vp90"  # plays in browsers
+
+
+def test_bad_input(recognizer, detector, tmp_path):
+    with pytest.raises(EmoError, match="no camera number"):
+        Camera("nowhere.mp4")
+    (tmp_path / "text.mp4").write_text("hello")
+    with pytest.raises(EmoError, match="could not be opened"):
+        Camera(tmp_path / "text.mp4")
+    with pytest.raises(EmoError, match=".mp4 or .webm"):
+        FilmWriter(tmp_path / "out.gif", 5)
+    with pytest.raises(EmoError, match="no frame"), FilmWriter(tmp_path / "out.mp4", 5):
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == ["text.mp4"]
+    with pytest.raises(EmoError, match="smoothing"):
+        LivePipeline(recognizer, detector, smoothing=-1)

@@ -1,0 +1,219 @@
+"""Label order and quirks of every data layout, each on a small tree built here."""
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from emo.emotions import CLASS_MEAN_VA, EMOTIONS
+from emo.errors import EmoError
+from emo.sources import detect_layout, fill_derived_va, read_dataset, va_state
+
+
+def image(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.full((40, 40, 3), 128, np.uint8))
+
+
+def csv(root, text, names=("a.png", "b.png")):
+    for name in names:
+        image(root / name)
+    (root / "labels.csv").write_text(text)
+    return root
+
+
+def test_csv_contract(tmp_path):
+    root = csv(tmp_path, "image_path,emotion,valence,arousal\na.png,1,0.5,-0.25\nb.png,7,,\n")
+    manifest = read_dataset(root)
+    assert manifest.attrs["layout"] == "csv"
+    assert list(manifest.columns[:4]) == ["image_path", "emotion", "valence", "arousal"]
+    assert manifest["emotion"].tolist() == [1, 7]
+    assert manifest.loc[0, ["valence", "arousal"]].tolist() == [0.5, -0.25]
+    assert manifest["valence"].isna().tolist() == [False, True]
+    assert va_state(manifest) == "annotated"
+
+
+def test_csv_one_file_a_split(tmp_path):
+    for split, name in (("train", "a.png"), ("val", "b.png"), ("test", "c.png")):
+        image(tmp_path / name)
+        (tmp_path / f"{split}.csv").write_text(f"image_path,emotion\n{name},2\n")
+    manifest = read_dataset(tmp_path)
+    assert dict(zip(manifest["image_path"], manifest["split"], strict=True)) == {
+        "a.png": "train",
+        "b.png": "val",
+        "c.png": "test",
+    }
+
+
+def test_csv_names_and_empty_cells(tmp_path):
+    text = "image_path,emotion,valence,arousal\na.png,Happiness,,\nb.png,,,\n"
+    assert read_dataset(csv(tmp_path, text))["emotion"].tolist() == [1, -1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("a.png,8,0,0", "emotion 8 of a.png"),
+        ("a.png,-2,0,0", "out of range"),
+        ("a.png,2.5,0,0", "emotion 2.5"),
+        ("a.png,happyish,0,0", "happyish"),
+        ("a.png,1,-2,0", "valence -2"),
+        ("a.png,1,0,1.5", "arousal 1.5"),
+    ],
+)
+def test_labels_out_of_range_are_refused(tmp_path, rows, message):
+    with pytest.raises(EmoError, match=message):
+        read_dataset(csv(tmp_path, f"image_path,emotion,valence,arousal\n{rows}\n"))
+
+
+def test_rows_without_image_and_images_without_row_are_counted(tmp_path):
+    text = "image_path,emotion\na.png,1\ngone.png,1\na.png,2\n../x.png,1\n"
+    manifest = read_dataset(csv(tmp_path, text))
+    report = manifest.attrs["report"]["rows"].to_dict()
+    assert report == {
+        "kept": 1,
+        "dropped: image file is missing": 2,
+        "dropped: listed twice": 1,
+        "dropped: image without a label": 1,
+    }
+
+
+def test_csv_without_the_columns(tmp_path):
+    with pytest.raises(EmoError, match="has the columns feeling, file; expected image_path"):
+        read_dataset(csv(tmp_path, "file,feeling\na.png,1\n"))
+
+
+def kaggle(root):
+    for folder in ("anger", "happy"):
+        image(root / folder / "image0000000.jpg")  # the same name in two folders
+    (root / "labels.csv").write_text(
+        ",pth,label,relFCs\n0,anger/image0000000.jpg,sad,0.9\n1,happy/image0000000.jpg,happy,0.8\n"
+    )
+    return root
+
+
+@pytest.mark.parametrize("level", ["", "train", "some-archive-name"])
+def test_kaggle(tmp_path, level):
+    kaggle(tmp_path / level)
+    manifest = read_dataset(tmp_path)
+    assert manifest.attrs["layout"] == "kaggle"
+    assert manifest["emotion"].tolist() == [2, 1]
+    assert manifest["folder_emotion"].tolist() == [6, 1]
+    assert manifest["relFCs"].tolist() == [0.9, 0.8]
+    assert all((tmp_path / path).is_file() for path in manifest["image_path"])
+    assert read_dataset(tmp_path, labels="folder")["emotion"].tolist() == [6, 1]
+    assert va_state(manifest) == "none"
+
+
+def ferplus(root, parts=("FER2013Train", "FER2013Valid")):
+    order = "neutral happiness surprise sadness anger disgust fear contempt unknown no-face".split()
+    for part in parts:
+        lines = []
+        for i in range(10):
+            image(root / part / f"{part}{i}.png")
+            votes = [2 if j == (i + 1) % 8 else 0 for j in range(10)]
+            votes[i] = 8
+            lines.append(f'{part}{i}.png,"(0, 0, 48, 48)",' + ",".join(map(str, votes)))
+        (root / part / "label.csv").write_text("\n".join(lines) + "\n")
+    return order
+
+
+def test_ferplus_labels_votes_and_splits(tmp_path):
+    ferplus(tmp_path)
+    manifest = read_dataset(tmp_path)
+    assert manifest.attrs["layout"] == "ferplus"
+    train = manifest[manifest["image_path"].str.startswith("FER2013Train")]
+    expected = ["Neutral", "Happy", "Surprise", "Sad", "Anger", "Disgust", "Fear", "Contempt"]
+    assert [EMOTIONS[i] for i in train["emotion"]] == expected
+    assert train.iloc[0]["p_neutral"] == 0.8
+    assert train.iloc[0]["p_happy"] == 0.2
+    assert set(train["split"]) == {""}  # val is carved from train
+    assert set(manifest["split"]) == {"", "test"}
+    report = manifest.attrs["report"]["rows"]
+    assert report["dropped: most annotators said unknown"] == 2
+    assert report["dropped: most annotators said not a face"] == 2
+    assert report.sum() == 20
+
+
+def test_ferplus_with_all_parts_keeps_the_official_splits(tmp_path):
+    ferplus(tmp_path, ("FER2013Train", "FER2013Valid", "FER2013Test"))
+    split = read_dataset(tmp_path).groupby("split").size()
+    assert split.to_dict() == {"train": 8, "val": 8, "test": 8}
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_affectnet_2017(tmp_path, header):
+    columns = "subDirectory_filePath,face_x,face_y,face_width,face_height,facial_landmarks,"
+    columns += "expression,valence,arousal\n"
+    rows = [f"{i % 3}/img{i}.jpg,0,0,10,10,1;2,{i},-2,-2\n" for i in range(8, 11)]
+    rows += ["1/a.jpg,0,0,10,10,1;2,3,0.5,0.25\n", "2/b.jpg,0,0,10,10,1;2,1,-2,-2\n"]
+    for name in ("1/a.jpg", "2/b.jpg"):
+        image(tmp_path / "Manually_Annotated_Images" / name)
+    (tmp_path / "training.csv").write_text((columns if header else "") + "".join(rows))
+    manifest = read_dataset(tmp_path)
+    assert manifest.attrs["layout"] == "affectnet2017"
+    assert manifest["emotion"].tolist() == [3, 1]
+    assert manifest.loc[0, ["valence", "arousal"]].tolist() == [0.5, 0.25]
+    assert np.isnan(manifest.loc[1, "valence"])
+    assert manifest.attrs["report"]["rows"]["dropped: expression Uncertain"] == 1
+
+
+def test_affectnet_2021(tmp_path):
+    for part in ("train_set", "val_set"):
+        for number, values in enumerate([(1, 0.5, 0.1), (4, -0.2, 0.8)]):
+            image(tmp_path / part / "images" / f"{number}.jpg")  # ids of both parts overlap
+            (tmp_path / part / "annotations").mkdir(exist_ok=True)
+            for name, value in zip(("exp", "val", "aro"), values, strict=True):
+                stored = np.array(str(value)) if number else np.array(value)
+                np.save(tmp_path / part / "annotations" / f"{number}_{name}.npy", stored)
+    manifest = read_dataset(tmp_path)
+    assert manifest.attrs["layout"] == "affectnet2021"
+    assert sorted(manifest["emotion"]) == [1, 1, 4, 4]
+    assert set(manifest["split"]) == {"", "test"}
+    assert manifest["arousal"].max() == 0.8
+
+
+def test_class_folders(tmp_path):
+    for folder in ("Happiness", "sad", "other"):
+        image(tmp_path / folder / "1.png")
+    manifest = read_dataset(tmp_path)
+    assert manifest["emotion"].tolist() == [1, 2]
+    assert manifest.attrs["report"]["rows"]["dropped: folder is named after no emotion"] == 1
+
+
+def test_class_folders_below_splits(tmp_path):
+    for split in ("train", "valid", "test"):
+        image(tmp_path / split / "fear" / "1.png")
+        image(tmp_path / split / "happy" / "1.png")
+    assert sorted(read_dataset(tmp_path)["split"]) == ["test"] * 2 + ["train"] * 2 + ["val"] * 2
+
+
+def test_numbered_folders_need_an_order(tmp_path):
+    for number in range(8):
+        image(tmp_path / str(number) / "1.png")
+    with pytest.raises(EmoError, match="--class-order"):
+        read_dataset(tmp_path)
+    manifest = read_dataset(tmp_path, class_order="alphabetical")
+    assert manifest["emotion"].tolist() == [6, 7, 5, 4, 1, 0, 2, 3]
+    assert read_dataset(tmp_path, class_order="affectnet")["emotion"].tolist() == list(range(8))
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(EmoError, match="01_download"):
+        read_dataset(tmp_path / "nowhere")
+    with pytest.raises(EmoError, match="no data set that emo knows"):
+        detect_layout(tmp_path)
+    with pytest.raises(EmoError, match="unknown layout"):
+        read_dataset(tmp_path, layout="mine")
+
+
+def test_derived_values_fill_only_what_is_empty():
+    manifest = pd.DataFrame({"emotion": [1, 2, -1], "valence": [0.1, np.nan, np.nan]})
+    manifest["arousal"] = manifest["valence"]
+    filled = fill_derived_va(manifest)
+    assert filled.loc[0, "valence"] == 0.1
+    assert filled.loc[1, "valence"] == pytest.approx(CLASS_MEAN_VA[2, 0])
+    assert np.isnan(filled.loc[2, "valence"])
+    assert filled["va_derived"].tolist() == [0, 1, 0]
+    assert va_state(filled) == "annotated"
+    assert va_state(filled.iloc[1:]) == "derived"
