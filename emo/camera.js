@@ -7,7 +7,8 @@ const GIVE_UP = 20000; // ms after which an unanswered frame is forgotten
 const STALE = 1000; // ms after which a box is no longer shown
 const TRAIL = 4000; // ms of valence and arousal that stay visible
 const SPAN = 20000; // ms on the timeline
-const GONE = "The kernel does not answer. It may be busy, or it was restarted: then run this cell again.";
+const GONE = "The kernel does not answer. It may be busy, or it was restarted: then run this " +
+  "cell again.";
 
 // Words of the circumplex of affect (Russell 1980) at rounded angles.
 const CIRCUMPLEX = {
@@ -23,7 +24,8 @@ const PAGE = `
       <option value="synthetic">Simulated camera</option>
     </select>
     <label title="Time constant of the average: raw values at 0, calm ones to the right">Smoothing
-      <input data-is="smoothing" type="range" min="0" max="1.5" step="0.05"><output></output></label>
+      <input data-is="smoothing" type="range" min="0" max="1.5" step="0.05">
+      <output></output></label>
     <button data-do="bars" title="Key p">Bars</button>
     <button data-do="plane" title="Key v">Plane</button>
     <button data-do="shot" title="Key s: save the picture as PNG">Screenshot</button>
@@ -192,7 +194,8 @@ class CameraView {
     add("p", "EU law (AI Act, Article 5) forbids inferring people's emotions in schools and at " +
       "work: use the simulated camera there.");
     const row = add("div", "");
-    for (const [name, text] of [["synthetic", "Use the simulated camera"], ["live", "Use my camera"]]) {
+    const choices = { synthetic: "Use the simulated camera", live: "Use my camera" };
+    for (const [name, text] of Object.entries(choices)) {
       const button = Object.assign(document.createElement("button"), { textContent: text });
       button.dataset.do = name;
       button.className = (name === "synthetic") === this.simulated ? "emo-primary" : "";
@@ -217,7 +220,8 @@ class CameraView {
     }
     if (run !== this.run) return;
     this.stage.style.aspectRatio = `${this.video.videoWidth} / ${this.video.videoHeight}`;
-    Object.assign(this, { shown: null, trail: [], past: [], arrivals: [], delays: [], dirty: true });
+    Object.assign(this, { shown: null, trail: [], past: [], arrivals: [], delays: [] });
+    this.dirty = true;
     this.change("running");
     this.say("");
     this.next(run);
@@ -229,11 +233,14 @@ class CameraView {
     if (!navigator.mediaDevices?.getUserMedia) throw new DOMException("", "NoAccess");
     const chosen = this.part.camera.value;
     const size = { width: { ideal: 640 }, height: { ideal: 480 } };
-    const video = chosen ? { ...size, deviceId: { exact: chosen } } : { ...size, facingMode: "user" };
+    const which = chosen ? { deviceId: { exact: chosen } } : { facingMode: "user" };
+    const video = { ...size, ...which };
     const stream = await navigator.mediaDevices.getUserMedia({ video, audio: false });
     if (run !== this.run) return stream.getTracks().forEach((track) => track.stop());
     const [track] = stream.getVideoTracks();
-    track.addEventListener("ended", () => this.run === run && this.fail("The camera was unplugged."));
+    track.addEventListener("ended", () => {
+      if (this.run === run) this.fail("The camera was unplugged.");
+    });
     this.mirrored = track.getSettings().facingMode !== "environment";
     this.stream = stream;
     this.video.srcObject = stream;
@@ -244,7 +251,8 @@ class CameraView {
     const devices = await navigator.mediaDevices.enumerateDevices();
     const cameras = devices.filter((device) => device.kind === "videoinput" && device.deviceId);
     if (!cameras.length) return;
-    const options = cameras.map((device, i) => new Option(device.label || `Camera ${i + 1}`, device.deviceId));
+    const options = cameras.map(
+      (device, i) => new Option(device.label || `Camera ${i + 1}`, device.deviceId));
     this.part.camera.replaceChildren(...options, new Option("Simulated camera", "synthetic"));
     this.part.camera.value = current;
   }
@@ -387,7 +395,8 @@ class CameraView {
     this.shown = { ...message, truth, at: now, sent: frame.sent };
     this.arrivals = [...this.arrivals.filter((at) => now - at < 3000), now];
     const face = message.faces[0];
-    if (face?.valence != null) this.trail.push({ at: now, face: face.face, v: face.valence, a: face.arousal });
+    if (face?.valence != null)
+      this.trail.push({ at: now, face: face.face, v: face.valence, a: face.arousal });
     this.trail = this.trail.filter((point) => now - point.at < TRAIL);
     const share = face?.probabilities ? Math.max(...face.probabilities) : 0;
     this.past.push({ at: now, share, emotion: face?.emotion, truth: truth?.emotion });
@@ -444,8 +453,8 @@ class CameraView {
     this.drawTimeline(theme, now);
     if (this.state === "running" && this.arrivals.length > 1) {
       const seconds = Math.max(now - this.arrivals[0], 1) / 1000;
-      this.rate.textContent =
-        `${((this.arrivals.length - 1) / seconds).toFixed(0)} results/s · ${median(this.delays).toFixed(0)} ms`;
+      const rate = ((this.arrivals.length - 1) / seconds).toFixed(0);
+      this.rate.textContent = `${rate} results/s · ${median(this.delays).toFixed(0)} ms`;
     }
   }
 
@@ -454,18 +463,21 @@ class CameraView {
     this.video.classList.toggle("emo-mirrored", !!this.mirrored);
     if (!shown) return;
     const unit = Math.max(width / 640, 0.6);
-    const place = ([x, y, w, h]) => [(this.mirrored ? 1 - x - w : x) * width, y * height, w * width, h * height];
+    const place = ([x, y, w, h]) =>
+      [(this.mirrored ? 1 - x - w : x) * width, y * height, w * width, h * height];
     if (shown.truth) {
       const [x, y, w, h] = place(shown.truth.box);
       frame(context, [x, y, w, h], "#fff", unit, true);
-      label(context, `truth: ${shown.truth.emotion}`, x, y + h + 24 * unit, "#fff", unit * 0.85, width);
+      const text = `truth: ${shown.truth.emotion}`;
+      label(context, text, x, y + h + 24 * unit, "#fff", unit * 0.85, width);
     }
     for (const face of shown.faces) {
       const sure = face.state === "ok";
       const colour = sure ? this.colour(face.emotion) : "#8a8a8a";
       const [x, y, w, h] = place(face.box);
       frame(context, [x, y, w, h], colour, unit, false);
-      const text = sure ? `${face.emotion} ${percent(Math.max(...face.probabilities))}` : face.state;
+      const share = sure ? percent(Math.max(...face.probabilities)) : "";
+      const text = sure ? `${face.emotion} ${share}` : face.state;
       label(context, text, x, y, colour, unit, width);
     }
   }
@@ -497,7 +509,8 @@ class CameraView {
       context.fillStyle = this.colour(name);
       context.fillRect(left, y - line * 0.3, room * values[i], line * 0.6);
       context.strokeStyle = theme.text; // black Fear must be seen on black
-      context.strokeRect(left + 0.5, y - line * 0.3 + 0.5, Math.max(room * values[i] - 1, 0), line * 0.6 - 1);
+      const inside = Math.max(room * values[i] - 1, 0);
+      context.strokeRect(left + 0.5, y - line * 0.3 + 0.5, inside, line * 0.6 - 1);
       context.fillStyle = theme.text;
       context.textAlign = "left";
       context.fillText(percent(values[i]), left + room + 6, y);
@@ -524,7 +537,8 @@ class CameraView {
       const [x, y] = at(shown.truth.valence, shown.truth.arousal);
       ring(context, x, y, 9, theme);
     }
-    if (face?.valence != null) dot(context, ...at(face.valence, face.arousal), 8, this.colour(face.emotion), theme);
+    if (face?.valence != null)
+      dot(context, ...at(face.valence, face.arousal), 8, this.colour(face.emotion), theme);
     if (shown?.truth) {
       context.font = font(12);
       context.fillStyle = theme.text;
@@ -538,7 +552,8 @@ class CameraView {
   drawTimeline(theme, now) {
     const [context, width, height] = fit(this.part.timeline);
     const left = 76;
-    const rows = this.film || this.simulated ? { estimate: [0, 0.62], truth: [0.72, 0.28] } : { estimate: [0, 1] };
+    const both = { estimate: [0, 0.62], truth: [0.72, 0.28] };
+    const rows = this.film || this.simulated ? both : { estimate: [0, 1] };
     context.textBaseline = "middle";
     context.textAlign = "right";
     context.font = font(14);
@@ -569,12 +584,14 @@ class CameraView {
     this.paint();
     const body = this.root.querySelector(".emo-body").getBoundingClientRect();
     const scale = Math.max(2, devicePixelRatio);
-    const sheet = Object.assign(document.createElement("canvas"), { width: body.width * scale, height: body.height * scale });
+    const size = { width: body.width * scale, height: body.height * scale };
+    const sheet = Object.assign(document.createElement("canvas"), size);
     const context = sheet.getContext("2d");
     context.fillStyle = readTheme(this.root).page;
     context.fillRect(0, 0, sheet.width, sheet.height);
     context.scale(scale, scale);
-    for (const part of [this.video, ...Object.values(this.part).filter((node) => node.tagName === "CANVAS")]) {
+    const { overlay, bars, plane, timeline } = this.part;
+    for (const part of [this.video, overlay, bars, plane, timeline]) {
       const box = part.getBoundingClientRect();
       if (!box.width) continue;
       context.save();
@@ -613,11 +630,13 @@ function explain(error) {
   const simulated = "The simulated camera works without.";
   if (error.name === "NoAccess")
     return isSecureContext
-      ? `This page may not use cameras. In VS Code, open the notebook in a browser (jupyter lab). ${simulated}`
-      : `Browsers open cameras only on https:// or localhost, and this is http://${location.hostname}. ` +
-        `Use https or an SSH tunnel to localhost. ${simulated}`;
+      ? "This page may not use cameras. In VS Code, open the notebook in a browser " +
+        `(jupyter lab). ${simulated}`
+      : "Browsers open cameras only on https:// or localhost, and this is " +
+        `http://${location.hostname}. Use https or an SSH tunnel to localhost. ${simulated}`;
   if (error.name === "NotAllowedError")
-    return `The browser was not allowed to use the camera. Allow it beside the address bar and start again. ${simulated}`;
+    return "The browser was not allowed to use the camera. Allow it beside the address bar and " +
+      `start again. ${simulated}`;
   if (["NotFoundError", "OverconstrainedError"].includes(error.name))
     return `No camera was found. ${simulated}`;
   if (["NotReadableError", "AbortError"].includes(error.name))
@@ -654,7 +673,8 @@ function median(values) {
 function readTheme(node) {
   const style = getComputedStyle(node);
   const get = (name) => style.getPropertyValue(name).trim();
-  return { text: style.color, page: style.backgroundColor, muted: get("--emo-muted"), track: get("--emo-track") };
+  const [muted, track] = [get("--emo-muted"), get("--emo-track")];
+  return { text: style.color, page: style.backgroundColor, muted, track };
 }
 
 /** Give a canvas the resolution of the screen; returns [context, width, height] in CSS pixels. */

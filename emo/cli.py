@@ -2,15 +2,35 @@
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
+import cv2
 import tyro
 
+from emo.audit import audit, class_table, summarise
+from emo.bench import BENCHES, machine
+from emo.dataset import decode, split_manifest
+from emo.download import download_kaggle, unpack_archive
 from emo.errors import EmoError
-from emo.train import TrainConfig
+from emo.evaluation import evaluate as score
+from emo.evaluation import headline
+from emo.export import export_run
+from emo.faces import MediaPipeFaceDetector
+from emo.files import atomic_path
+from emo.live import LivePipeline, draw_overlay
+from emo.recognize import create_recognizer, predict_files
+from emo.sources import read_dataset
+from emo.synth import write_dataset
+from emo.train import TrainConfig, fit
+from emo.window import Camera, run_live
 
 Files = tyro.conf.Positional[tuple[str, ...]]
+Format = Literal["weights", "torchscript", "onnx", "int8", "keras"]
+Bench = tyro.conf.Positional[Literal["all", "data", "train", "infer", "live"]]
+Json = Annotated[bool, tyro.conf.arg(name="json")]
+Device = Literal["cpu", "cuda"]
 
 
 def download(dest: str, kaggle: str | None = None, archive: str | None = None):
@@ -21,15 +41,13 @@ def download(dest: str, kaggle: str | None = None, archive: str | None = None):
         kaggle: Kaggle data set; noamsegal/affectnet-training-data unless told.
         archive: A .zip file instead of Kaggle.
     """
-    from emo.download import download_kaggle, unpack_archive
-
     if archive and kaggle:
         raise EmoError("name either --kaggle or --archive, not both")
     if archive:
         unpack_archive(archive, dest)
     else:
         download_kaggle(kaggle or "noamsegal/affectnet-training-data", dest)
-    _describe(dest)
+    _describe(read_dataset(dest), dest)
 
 
 def synth(dest: str, count: int = 2000, seed: int = 0, size: int = 96, frontal: bool = False):
@@ -40,12 +58,10 @@ def synth(dest: str, count: int = 2000, seed: int = 0, size: int = 96, frontal: 
         count: How many.
         seed: The same seed gives the same bytes.
         size: Pixels a side.
-        frontal: Look straight into the camera, evenly lit.
+        frontal: Look into the camera, without large turns, blur or hands in the way.
     """
-    from emo.synth import write_dataset
-
     write_dataset(dest, count, seed=seed, size=size, frontal=frontal)
-    _describe(dest)
+    _describe(read_dataset(dest), dest)
 
 
 def check(
@@ -62,14 +78,10 @@ def check(
         labels: Which label to trust on the Kaggle set.
         class_order: What folders named 0–7 mean: affectnet, alphabetical or ferplus.
     """
-    from emo.audit import audit, class_table, summarise
-    from emo.dataset import split_manifest
-    from emo.sources import read_dataset
-
     manifest = read_dataset(data_dir, layout, labels=labels, class_order=class_order)
-    attrs, manifest = manifest.attrs, split_manifest(manifest)
-    print(f"{data_dir}: {attrs['layout']} layout\n\n{attrs['report'].to_string()}\n")
-    print(f"{class_table(manifest).to_string()}\n")
+    _describe(manifest, data_dir)
+    manifest = split_manifest(manifest)
+    print(f"\n{class_table(manifest).to_string()}\n")
     print(summarise(manifest, audit(manifest, data_dir)).to_string())
 
 
@@ -80,8 +92,6 @@ def train(config: TrainConfig, resume: bool = False):
         config: What the run depends on.
         resume: Go on from the last finished epoch of this run.
     """
-    from emo.train import fit
-
     fit(config, resume=resume)
     print(f"wrote {config.output_dir}; next: python -m emo evaluate --run {config.output_dir}")
 
@@ -104,44 +114,30 @@ def evaluate(
         output_dir: Where to write; the run's folder unless told.
         against: Another run, evaluated on the same images, to compare with.
     """
-    from emo.evaluation import evaluate, headline
-
-    numbers = evaluate(
-        run, model=model, data_dir=data_dir, split=split, output_dir=output_dir, against=against
-    )
-    _print_table(headline(numbers))
+    where = {"split": split, "output_dir": output_dir, "against": against}
+    lines = headline(score(run, model=model, data_dir=data_dir, **where))
+    for name, text in lines.items():
+        print(f"{name:{max(map(len, lines))}}  {text}")
     print(f"wrote {Path(output_dir or run or Path(model).parent) / 'report.html'}")
 
 
-def export(
-    run: str,
-    formats: tuple[Literal["weights", "torchscript", "onnx", "int8", "keras"], ...] = (
-        "weights",
-        "torchscript",
-        "onnx",
-        "int8",
-        "keras",
-    ),
-):
+def export(run: str, formats: tuple[Format, ...] = get_args(Format)):
     """Write a run's model in other formats and prove that they agree with PyTorch.
 
     Args:
         run: Run folder.
         formats: Which formats.
     """
-    from emo.export import export_run
-
-    table = export_run(run, formats)
-    print(table.T.to_string(float_format="{:.4g}".format))
+    print(export_run(run, formats).T.to_string(float_format="{:.4g}".format))
 
 
 def predict(
     files: Files,
     model: str,
     crops: bool = False,
-    json_: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    json_: Json = False,
     annotate: str | None = None,
-    device: Literal["cpu", "cuda"] = "cpu",
+    device: Device = "cpu",
 ):
     """Find the faces in photos and predict emotion, valence and arousal.
 
@@ -153,26 +149,25 @@ def predict(
         annotate: Folder for copies with boxes and labels drawn on.
         device: Where the model runs.
     """
-    from emo.faces import MediaPipeFaceDetector
-    from emo.recognize import create_recognizer, predict_files
-
     if not files:
         raise EmoError("no files to predict; name at least one image")
+    if crops and annotate:
+        raise EmoError("--annotate draws boxes on photos; leave out --crops")
     recognizer = create_recognizer(model, device=device)
-    detector = None if crops else MediaPipeFaceDetector()
-    rows = predict_files(recognizer, files, detector)
+    with nullcontext() if crops else MediaPipeFaceDetector() as detector:
+        rows = predict_files(recognizer, files, detector)
+        if annotate:
+            _annotate(files, Path(annotate), LivePipeline(recognizer, detector, smoothing=0))
     if json_:
         print(json.dumps(rows, indent=2))
     else:
         _print_predictions(rows, recognizer.va)
-    if annotate:
-        _annotate(files, annotate, recognizer, detector)
 
 
 def live(
     model: str,
     camera: str = "0",
-    device: Literal["cpu", "cuda"] = "cpu",
+    device: Device = "cpu",
     headless: bool = False,
     record: str | None = None,
     log: str | None = None,
@@ -191,13 +186,9 @@ def live(
         smoothing: Time constant in seconds; 0 shows raw predictions.
         min_detection_confidence: Of the face detector, 0 to 1.
     """
-    from emo.faces import MediaPipeFaceDetector
-    from emo.live import LivePipeline
-    from emo.recognize import create_recognizer
-    from emo.window import Camera, run_live
-
     recognizer = create_recognizer(model, device=device)
-    with MediaPipeFaceDetector(min_detection_confidence) as detector, Camera(camera) as source:
+    detector = MediaPipeFaceDetector(min_detection_confidence)
+    with detector, Camera(camera, loop=not headless) as source:
         pipeline = LivePipeline(recognizer, detector, smoothing=smoothing)
         table = run_live(pipeline, source, headless=headless, record=record, log=log)
     found = table["face"].nunique()
@@ -206,14 +197,12 @@ def live(
         print(f"wrote {path}")
 
 
-def bench(what: tyro.conf.Positional[Literal["all", "data", "train", "infer", "live"]] = "all"):
+def bench(what: Bench = "all"):
     """Measure speed on this machine, as ratios within one run.
 
     Args:
         what: Which measurement.
     """
-    from emo.bench import BENCHES, machine
-
     print(machine())
     for name in BENCHES if what == "all" else (what,):
         print(f"\n{name}: {BENCHES[name].__doc__}\n{BENCHES[name]().to_string()}")
@@ -245,46 +234,28 @@ def _stop(message):
     sys.exit(2)
 
 
-def _describe(dest):
-    from emo.sources import read_dataset
-
-    manifest = read_dataset(dest)
-    print(f"{dest}: {manifest.attrs['layout']} layout\n{manifest.attrs['report'].to_string()}")
-
-
-def _print_table(lines):
-    width = max(map(len, lines))
-    for name, text in lines.items():
-        print(f"{name:{width}}  {text}")
+def _describe(manifest, folder):
+    print(f"{folder}: {manifest.attrs['layout']} layout\n{manifest.attrs['report'].to_string()}")
 
 
 def _print_predictions(rows, va):
     width = max(len(row["image_path"]) for row in rows)
     for row in rows:
-        text = f"{row['image_path']:{width}}  "
-        if "note" in row:
-            print(text + row["note"])
-            continue
-        text += f"{row['emotion']:8} {row['confidence']:6.1%}"
-        if row["valence"] is not None:
+        text = row.get("note")
+        if text is None:
+            text = f"{row['emotion']:8} {row['confidence']:6.1%}"
+        if row.get("valence") is not None:
             text += f"  valence {row['valence']:+.2f}  arousal {row['arousal']:+.2f}"
-        print(text + ("  (derived from the class)" if va == "derived" else ""))
+            text += "  (derived from the class)" if va == "derived" else ""
+        print(f"{row['image_path']:{width}}  {text}")
 
 
-def _annotate(files, folder, recognizer, detector):
-    import cv2
-
-    from emo.dataset import decode
-    from emo.files import atomic_path
-    from emo.live import LivePipeline, draw_overlay
-
-    if detector is None:
-        raise EmoError("--annotate draws boxes on photos; leave out --crops")
-    pipeline = LivePipeline(recognizer, detector, smoothing=0)
+def _annotate(files, folder, pipeline):
     for path in files:
         image = decode(path)
         if image is not None:
             pipeline.reset()
-            drawn = draw_overlay(image, pipeline.process(image, 0.0), va=recognizer.va)
-            with atomic_path(Path(folder) / f"{Path(path).stem}.png") as temporary:
+            faces = pipeline.process(image, 0.0)
+            with atomic_path(folder / f"{Path(path).stem}.png") as temporary:
+                drawn = draw_overlay(image, faces, va=pipeline.recognizer.va)
                 cv2.imwrite(str(temporary), drawn)

@@ -124,7 +124,7 @@ def augment(images, degrees=15.0):
 
 
 class FaceDataset(Dataset):
-    """Packed faces with their labels; `dataset[indices]` is one batch, ready but for the device.
+    """Packed faces with their labels; `make_loader` makes batches of it.
 
     `images` (N, S, S, 3) uint8 RGB, usually a memory map; `manifest` has one row for each. The
     batch holds `image` (B, 3, S, S) uint8 (see `normalise`), `emotion` (B,) int64 with −1 =

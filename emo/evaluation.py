@@ -17,11 +17,10 @@ from emo.errors import EmoError
 from emo.files import atomic_path, write_json
 from emo.plots import plot_confusion, plot_reliability, plot_va_scatter
 from emo.recognize import create_recognizer
-from emo.sources import read_dataset, va_state
+from emo.sources import VA, read_dataset, va_state
 from emo.train import annotated_rows, combined_score, load_data, read_config, read_manifest
 
 ROUNDS = 1000  # bootstrap samples behind each interval
-VA = ("valence", "arousal")
 VA_IN_WORDS = {
     "annotated": "taught from annotators' values",
     "derived": "derived from the class: class means, which nobody annotated",
@@ -236,12 +235,9 @@ def _va_state(part, recognizer):
 
 def _baselines(table, known, train_manifest):
     counts = np.bincount(table["emotion"], minlength=len(EMOTIONS))
-    if train_manifest is not None:
-        rows = train_manifest[train_manifest["emotion"] >= 0]
-        counts_train = np.bincount(rows["emotion"], minlength=len(EMOTIONS))
-    else:
-        counts_train = counts
-    result = {"majority_accuracy": float(counts[counts_train.argmax()] / counts.sum())}
+    source = table if train_manifest is None else train_manifest[train_manifest["emotion"] >= 0]
+    commonest = np.bincount(source["emotion"], minlength=len(EMOTIONS)).argmax()
+    result = {"majority_accuracy": float(counts[commonest] / counts.sum())}
     if known is None or train_manifest is None:
         return result
     annotated = train_manifest[annotated_rows(train_manifest) & (train_manifest["emotion"] >= 0)]

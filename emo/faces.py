@@ -3,7 +3,7 @@
 import os
 import threading
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import cv2
 import numpy as np
@@ -116,7 +116,7 @@ def measure_crop_margin(faces_bgr, detector):
 
 
 def _close_quietly(detector):
-    with quiet_stderr():
+    with quiet_stderr(), suppress(RuntimeError):  # at exit MediaPipe's threads may be gone
         detector.close()
 
 

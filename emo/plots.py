@@ -3,6 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.collections import LineCollection
+from matplotlib.ticker import MaxNLocator
 
 from emo.emotions import CLASS_MEAN_VA, COLOURS, EMOTIONS
 
@@ -63,7 +64,9 @@ def plot_va_plane(ax=None, class_means=True, words=True, derived=False):
         ax.annotate(word, place, color="0.6", ha="center", va="center", fontsize=8, style="italic")
     for name, place in zip(EMOTIONS, CLASS_MEAN_VA, strict=True) if class_means else ():
         ax.plot(*place, marker="D", color=COLOURS[name], markeredgecolor="white", markersize=8)
-        ax.annotate(name, place, (0, 7), textcoords="offset points", ha="center", fontsize=8)
+        # Anger and Contempt are neighbours: one label goes below.
+        below = {"va": "top", "xytext": (0, -7)} if name == "Anger" else {"xytext": (0, 7)}
+        ax.annotate(name, place, textcoords="offset points", ha="center", fontsize=8, **below)
     ax.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal", xlabel="valence", ylabel="arousal")
     if derived:
         ax.set_title("derived from the class", fontsize=9, color="0.4")
@@ -123,6 +126,7 @@ def plot_history(history, ax=None):
     for (column, label), colour in zip(curves.items(), palette, strict=True):
         if history[column].notna().any():
             ax.plot(history["epoch"], history[column], marker="o", color=colour, label=label)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel="epoch", ylim=(0, None))
     ax.legend(frameon=False, fontsize=8)
     return ax

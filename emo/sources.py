@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from emo.download import IMAGE_SUFFIXES
 from emo.emotions import (
     CLASS_ORDERS,
     EMOTIONS,
@@ -25,10 +26,10 @@ from emo.emotions import (
 from emo.errors import EmoError
 from emo.files import atomic_path
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 SPLITS = {"train": "train", "training": "train", "train_set": "train"}
 SPLITS |= {"val": "val", "valid": "val", "validation": "val", "val_set": "val", "dev": "val"}
 SPLITS |= {"test": "test", "testing": "test"}
+VA = ("valence", "arousal")
 _AFFECTNET_2017 = (
     "subDirectory_filePath face_x face_y face_width face_height facial_landmarks "
     "expression valence arousal"
@@ -96,14 +97,9 @@ def detect_layout(root):
 
 def fill_derived_va(manifest):
     """Fill empty valence/arousal from class means (weighted by votes) and mark `va_derived`."""
-    manifest = manifest.copy()
-    if set(PROBABILITY_COLUMNS) <= set(manifest):
-        votes = manifest[list(PROBABILITY_COLUMNS)].to_numpy(float)
-    else:
-        votes = np.zeros((len(manifest), len(EMOTIONS)))
-    emotion = manifest["emotion"].to_numpy(int)
-    plain = (np.nan_to_num(votes).sum(axis=1) == 0) & (emotion >= 0)
-    votes = np.nan_to_num(votes)
+    manifest, emotion = manifest.copy(), manifest["emotion"].to_numpy(int)
+    votes = manifest.reindex(columns=PROBABILITY_COLUMNS).fillna(0.0).to_numpy(float, copy=True)
+    plain = (votes.sum(axis=1) == 0) & (emotion >= 0)
     votes[plain, emotion[plain]] = 1
     empty = manifest["valence"].isna() | manifest["arousal"].isna()
     manifest.loc[empty, ["valence", "arousal"]] = derive_va(votes)[empty]
@@ -142,14 +138,8 @@ def _read_kaggle(base, found, options):
     table = _table(base / "labels.csv")
     folder = table["pth"].str.split("/").str[-2]
     names = folder if options["labels"] == "folder" else table["label"]
-    return pd.DataFrame(
-        {
-            "image_path": table["pth"],
-            "emotion": _ids(names),
-            "folder_emotion": _ids(folder),
-            "relFCs": table.get("relFCs"),
-        }
-    )
+    manifest = pd.DataFrame({"image_path": table["pth"], "emotion": _ids(names)})
+    return manifest.assign(folder_emotion=_ids(folder), relFCs=table.get("relFCs"))
 
 
 def _read_ferplus(base, found, options):
@@ -170,14 +160,14 @@ def _read_ferplus(base, found, options):
     table = pd.concat(tables, ignore_index=True)
     counts = table[list(range(2, 12))].to_numpy(float)
     largest = counts.argmax(axis=1)  # ties go to the column that stands first in the file
-    table = table[["image_path", "split"]].assign(group=np.nan)
+    table = table[["image_path", "split"]].copy()
     order = ids_of_order("ferplus")
     table["emotion"] = np.append(order, [-1, -1])[largest]
     shares = counts[:, :8] / np.maximum(counts[:, :8].sum(axis=1, keepdims=True), 1)
     votes = np.zeros_like(shares)
     votes[:, order] = shares
     table[list(PROBABILITY_COLUMNS)] = votes
-    kept = table[largest < 8].drop(columns="group").reset_index(drop=True)
+    kept = table[largest < 8].reset_index(drop=True)
     kept.attrs["dropped"] = {
         "most annotators said unknown": int((largest == 8).sum()),
         "most annotators said not a face": int((largest == 9).sum()),
@@ -217,7 +207,7 @@ def _read_affectnet_2021(base, found, options):
 
 def _affectnet_rows(table):
     emotion = pd.to_numeric(table["emotion"], errors="coerce")
-    for name in ("valence", "arousal"):
+    for name in VA:
         value = pd.to_numeric(table[name], errors="coerce")
         table[name] = value.where(value > -2)  # −2 = not annotated
     columns = ["image_path", "split", "emotion", "valence", "arousal"]
@@ -333,13 +323,13 @@ def _tidy(manifest, root):
     manifest = manifest.copy()
     if not pd.api.types.is_numeric_dtype(manifest["emotion"]):
         manifest["emotion"] = _emotion_numbers(manifest["emotion"], root)
-    for name in ("valence", "arousal"):
+    for name in VA:
         value = manifest.get(name, pd.Series(np.nan, index=manifest.index))
         manifest[name] = pd.to_numeric(value, errors="coerce").astype(float)
     if "split" in manifest:
         manifest["split"] = manifest["split"].fillna("").astype(str)
     manifest["image_path"] = manifest["image_path"].astype(str)
-    first = ["image_path", "emotion", "valence", "arousal"]
+    first = ["image_path", "emotion", *VA]
     manifest = manifest[first + [c for c in manifest.columns if c not in first]]
     manifest.attrs["dropped"] = dropped
     return manifest
@@ -355,23 +345,18 @@ def _emotion_numbers(column, root):
 
 
 def _check_labels(manifest, root):
-    emotion = manifest["emotion"].fillna(-1)
-    wrong = ~emotion.isin(range(-1, 8))
-    if wrong.any():
-        row = manifest[wrong].iloc[0]
-        raise EmoError(
-            f"{root}: emotion {row['emotion']:g} of {row['image_path']} (and {wrong.sum() - 1} "
-            "more rows) is out of range; expected 0–7 in AffectNet's order, or an empty cell"
-        )
-    for name in ("valence", "arousal"):
-        wrong = manifest[name].notna() & ~manifest[name].between(-1, 1)
-        if wrong.any():
-            row = manifest[wrong].iloc[0]
+    manifest["emotion"] = manifest["emotion"].fillna(-1)
+    ranges = {name: manifest[name].isna() | manifest[name].between(-1, 1) for name in VA}
+    ranges["emotion"] = manifest["emotion"].isin(range(-1, len(EMOTIONS)))
+    for name, good in ranges.items():
+        if not good.all():
+            row, others = manifest[~good].iloc[0], (~good).sum() - 1
+            expected = "0–7 in AffectNet's order" if name == "emotion" else "−1 to 1"
             raise EmoError(
-                f"{root}: {name} {row[name]:g} of {row['image_path']} (and {wrong.sum() - 1} more "
-                "rows) is out of range; expected −1 to 1, or an empty cell where not annotated"
+                f"{root}: {name} {row[name]:g} of {row['image_path']} (and {others} more rows) "
+                f"is out of range; expected {expected}, or an empty cell where not annotated"
             )
-    manifest["emotion"] = emotion.astype(int)
+    manifest["emotion"] = manifest["emotion"].astype(int)
     return manifest
 
 

@@ -222,15 +222,18 @@ class _Run:
         known = batch["emotion"] >= 0
         predicted = output.logits.argmax(dim=1)
         matrix = metrics.confusion(batch["emotion"][known], predicted[known])
-        row = {"val_loss": loss, "val_accuracy": float(metrics.accuracy(matrix))}
-        row["val_macro_f1"] = metrics.macro_f1(matrix)
-        cccs = [math.nan, math.nan]
+        f1, cccs = metrics.macro_f1(matrix), [math.nan, math.nan]
         rows = torch.from_numpy(annotated_rows(self.val_part.manifest))
         if self.va == "annotated" and rows.any():
             cccs = [metrics.ccc(batch["va"][rows, i], output.va[rows, i]) for i in (0, 1)]
-        row["val_ccc_valence"], row["val_ccc_arousal"] = cccs
-        row["combined_score"] = combined_score(row["val_macro_f1"], sum(cccs) / 2)
-        return row
+        return {
+            "val_loss": loss,
+            "val_accuracy": float(metrics.accuracy(matrix)),
+            "val_macro_f1": f1,
+            "val_ccc_valence": cccs[0],
+            "val_ccc_arousal": cccs[1],
+            "combined_score": combined_score(f1, sum(cccs) / 2),
+        }
 
     @torch.no_grad()
     def predict_val(self):
@@ -249,8 +252,10 @@ class _Run:
     def close_epoch(self, row):
         """Step the schedule, keep the best weights, and complete this epoch's history row."""
         self.epoch += 1
-        row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
-        row["seconds"] = time.perf_counter() - row.pop("started")
+        speed, seconds = row.pop("images_per_second"), time.perf_counter() - row.pop("started")
+        row |= {"learning_rate": self.optimizer.param_groups[0]["lr"]}
+        row |= {"images_per_second": speed, "seconds": seconds}
+        self.history.append({"epoch": self.epoch} | row)
         if self.config.recipe == "classic":
             self.scheduler.step(row["combined_score"])
         if row["combined_score"] > self.best["score"]:
@@ -258,11 +263,6 @@ class _Run:
             weights = {k: _copy(v) for k, v in model.state_dict().items()}
             score = row["combined_score"]
             self.best = {"score": score, "epoch": self.epoch, "model": weights}
-        columns = (
-            "train_loss val_loss val_accuracy val_macro_f1 val_ccc_valence val_ccc_arousal "
-            "combined_score learning_rate images_per_second seconds"
-        ).split()
-        self.history.append({"epoch": self.epoch} | {name: row[name] for name in columns})
 
     @property
     def finished(self):
@@ -339,7 +339,8 @@ def _open_run(config, resume):
     if not resume:
         raise EmoError(f"{folder} holds a run already; use --resume or another --output-dir")
     before, now = dataclasses.asdict(read_config(folder)), dataclasses.asdict(config)
-    changed = [k for k in now if now[k] != before[k] and k not in ("epochs", "output_dir")]
+    free = {"output_dir"} if config.recipe == "strong" else {"output_dir", "epochs"}
+    changed = [k for k in now if now[k] != before[k] and k not in free]
     if changed:
         name = changed[0]
         raise EmoError(

@@ -5,6 +5,7 @@ import sys
 import time
 from collections import deque
 from contextlib import nullcontext
+from itertools import count
 from pathlib import Path
 
 import cv2
@@ -18,32 +19,27 @@ from emo.files import atomic_path
 from emo.live import draw_overlay, faces_table
 
 WINDOW = "emo"
-FILM_SUFFIXES = {".mp4", ".webm", ".avi", ".mov", ".mkv", ".mjpeg", ".m4v"}
 
 
 class Camera:
-    """Frames (H, W, 3) BGR with their time in seconds, from a webcam, a film or a synthetic face.
+    """Frames (H, W, 3) BGR with their time in seconds, from a webcam, a film or a drawn face.
 
-    `source` is a camera's number ("0"), a film's path or "synthetic" (which lasts `seconds`).
-    Iterate once; use it as a context manager, so that the camera is released. `truth` is the
-    synthetic face's label.
+    `source` is a camera's number ("0"), a film's path or "synthetic", which lasts `seconds`, or
+    for ever with `loop`. Iterate once; use it as a context manager, so that the camera is
+    released. `truth` is the label of a drawn face's latest frame, else None.
     """
 
-    def __init__(self, source="0", seconds=12.0):
+    def __init__(self, source="0", seconds=12.0, loop=False):
         self.source, self.truth, self._capture = str(source), None, None
         self.is_webcam = self.source.isdigit()
-        self.fps, self.frames = 30.0, None
-        if self.source == "synthetic":
-            self.fps = 15.0
-            self.frames = round(seconds * self.fps)
-        else:
+        self.fps, self.frames = 15.0, None if loop else round(seconds * 15)
+        self._seconds, self._loop = seconds, loop
+        if self.source != "synthetic":
             self._open()
 
     def _open(self):
         if not self.is_webcam and not Path(self.source).is_file():
-            raise EmoError(
-                f"camera {self.source!r} is no camera number, no film and not 'synthetic'"
-            )
+            raise EmoError(f"camera {self.source!r} is no number, no film and not 'synthetic'")
         self._capture = cv2.VideoCapture(int(self.source) if self.is_webcam else self.source)
         if not self._capture.isOpened():
             what = f"camera {self.source}" if self.is_webcam else f"film {self.source}"
@@ -52,22 +48,24 @@ class Camera:
                 "number, or use --camera synthetic"
             )
         self.fps = self._capture.get(cv2.CAP_PROP_FPS) or 30.0
-        count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        self.frames = count if count > 0 and not self.is_webcam else None
+        frames = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        self.frames = frames if frames > 0 and not self.is_webcam else None
 
     def __iter__(self):
-        if self._capture is None:
-            for frame, truth in synth.animate(seconds=self.frames / self.fps, fps=self.fps):
+        return self._filmed() if self._capture is not None else self._drawn()
+
+    def _drawn(self):
+        for lap in count() if self._loop else (0,):
+            for frame, truth in synth.animate(seconds=self._seconds, fps=self.fps):
                 self.truth = truth
-                yield frame, truth["time"]
-            return
-        number = 0
-        while True:
+                yield frame, truth["time"] + lap * self._seconds
+
+    def _filmed(self):
+        for number in count():
             good, frame = self._capture.read()
             if not good:
                 return
             yield frame, time.monotonic() if self.is_webcam else number / self.fps
-            number += 1
 
     def close(self):
         """Release the camera."""
@@ -123,10 +121,10 @@ def run_live(pipeline, camera, *, headless=False, record=None, log=None, on_face
     """
     if not headless:
         _require_display()
-    view = {"plane": True, "bars": True}
-    va, tables, times = pipeline.recognizer.va, [], deque(maxlen=30)
+    view, tables, times = {"plane": True, "bars": True}, [], deque(maxlen=30)
     bar = tqdm(total=camera.frames, desc="Frames", unit="frame", disable=not headless)
     writer = FilmWriter(record, camera.fps) if record else None
+    shown = time.perf_counter()
     try:
         with writer or nullcontext(), bar:
             for frame, seconds in camera:
@@ -135,16 +133,16 @@ def run_live(pipeline, camera, *, headless=False, record=None, log=None, on_face
                 if on_faces is not None:
                     on_faces(faces, camera.truth)
                 times.append(time.perf_counter())
-                if writer is None and headless:
-                    bar.update()
-                    continue
-                note = "" if headless else f"{_rate(times):.0f} FPS"
-                canvas = draw_overlay(frame, faces, va=va, note=note, **view)
+                if writer is not None or not headless:
+                    note = "" if headless else f"{_rate(times):.0f} FPS"
+                    va = pipeline.recognizer.va
+                    canvas = draw_overlay(frame, faces, va=va, note=note, **view)
                 if writer is not None:
                     writer.write(canvas)
-                bar.update()
-                if not headless and not _show(canvas, view):
+                if not headless and not _show(canvas, view, _pause(camera, shown)):
                     break
+                shown = time.perf_counter()
+                bar.update()
     except KeyboardInterrupt:
         print("stopped")
     finally:
@@ -157,10 +155,10 @@ def run_live(pipeline, camera, *, headless=False, record=None, log=None, on_face
     return table
 
 
-def _show(canvas, view):
-    """Show one frame and act on keys; False ends the demo."""
+def _show(canvas, view, pause):
+    """Show one frame for `pause` milliseconds and act on keys; False ends the demo."""
     cv2.imshow(WINDOW, canvas)
-    key = cv2.waitKey(1) & 0xFF
+    key = cv2.waitKey(pause) & 0xFF
     if key == ord("v"):
         view["plane"] = not view["plane"]
     elif key == ord("p"):
@@ -186,6 +184,12 @@ def _require_display():
     if "headless" in cv2.__file__ or not hasattr(cv2, "imshow"):
         raise EmoError("this OpenCV has no windows; install opencv-contrib-python")
     cv2.namedWindow(WINDOW, cv2.WINDOW_GUI_NORMAL | cv2.WINDOW_AUTOSIZE)
+
+
+def _pause(camera, shown):
+    """Milliseconds to wait: a film or a drawn face is shown at its own speed, not faster."""
+    spare = 0 if camera.is_webcam else shown + 1 / camera.fps - time.perf_counter()
+    return max(1, round(1000 * spare))
 
 
 def _rate(times):

@@ -50,9 +50,9 @@ def run_notebook(path, parameters):
 
 
 def _is_progress_bar(output):
-    """Tell a tqdm bar: without its widget it would stand at 0 % in the page for ever."""
-    data = output.get("data", {})
-    return "application/vnd.jupyter.widget-view+json" in data and "%|" in data["text/plain"]
+    """Take the widget out of an output; tell a tqdm bar, which would stand at 0 % for ever."""
+    widget = output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+    return widget is not None and "%|" in output["data"].get("text/plain", "")
 
 
 def course_parameters(archive, work):
