@@ -24,16 +24,13 @@ def audit(manifest, root):
     with ThreadPoolExecutor() as pool:
         looks = list(tqdm(pool.map(_look, paths), "Checking images", len(paths), unit="image"))
     facts = pd.DataFrame(looks, columns=["readable", "tiny", "digest"], index=manifest.index)
-    first = manifest["image_path"].groupby(facts["digest"]).transform("first")
-    same = facts["readable"] & (first != manifest["image_path"])
-    facts["duplicate_of"] = first.where(same)
-    facts["leaks"] = False
-    if "split" in manifest:
-        home = manifest["split"].groupby(facts["digest"]).transform("first")
-        facts["leaks"] = same & (home != manifest["split"])
-    facts["folder_disagrees"] = False
-    if "folder_emotion" in manifest:
-        facts["folder_disagrees"] = manifest["folder_emotion"] != manifest["emotion"]
+    table = manifest if "split" in manifest else manifest.assign(split="")
+    first = table[["image_path", "split"]].groupby(facts["digest"]).transform("first")
+    same = facts["readable"] & (first["image_path"] != table["image_path"])
+    facts["duplicate_of"] = first["image_path"].where(same)
+    facts["leaks"] = same & (first["split"] != table["split"])
+    emotion = manifest["emotion"]
+    facts["folder_disagrees"] = manifest.get("folder_emotion", emotion) != emotion
     return facts.drop(columns="digest").assign(image_path=manifest["image_path"])
 
 

@@ -10,18 +10,7 @@ import pandas as pd
 import torch
 from torchvision import transforms
 
-from emo import synth
-from emo.dataset import (
-    IMAGE_MEAN,
-    IMAGE_STD,
-    FaceDataset,
-    augment,
-    make_loader,
-    normalise,
-    pack_images,
-    split_manifest,
-)
-from emo.emotions import EMOTIONS
+from emo import dataset, synth
 from emo.export import export_to_int8, export_to_onnx
 from emo.faces import MediaPipeFaceDetector, crop_face
 from emo.live import LivePipeline
@@ -34,8 +23,9 @@ from emo.sources import read_dataset
 def machine():
     """Describe this machine in one line."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    threads = torch.get_num_threads()
-    return f"{platform.machine()}, {threads} cores, {gpu}, torch {torch.__version__}"
+    return (
+        f"{platform.machine()}, {torch.get_num_threads()} cores, {gpu}, torch {torch.__version__}"
+    )
 
 
 def bench_data(count=1000, size=96):
@@ -44,29 +34,25 @@ def bench_data(count=1000, size=96):
 
     with tempfile.TemporaryDirectory() as folder:
         root = synth.write_dataset(Path(folder) / "faces", count, seed=0, size=size)
-        manifest = split_manifest(read_dataset(root))
-        packing = _seconds(lambda: pack_images(manifest, root, 64), rounds=1)
-        images, manifest, _ = pack_images(manifest, root, 64)
-        loader = make_loader(FaceDataset(images, manifest), 64, shuffle=True)
+        manifest = dataset.split_manifest(read_dataset(root))
+        packing = _seconds(lambda: dataset.pack_images(manifest, root, 64), rounds=1)
+        images, manifest, _ = dataset.pack_images(manifest, root, 64)
+        loader = dataset.make_loader(dataset.FaceDataset(images, manifest), 64, shuffle=True)
         packed = _seconds(lambda: [batch["image"] for batch in loader])
         to_tensor = transforms.Compose([transforms.Resize((64, 64)), transforms.PILToTensor()])
-
-        def from_files():
-            for path in manifest["image_path"]:
-                to_tensor(Image.open(root / path).convert("RGB"))
-
-        files = _seconds(from_files, rounds=1)
+        paths = [root / path for path in manifest["image_path"]]
+        files = _seconds(lambda: [to_tensor(Image.open(p).convert("RGB")) for p in paths], rounds=1)
     rows = {"packing": packing, "batches from the pack": packed, "PIL + torchvision": files}
-    table = pd.DataFrame({"images_per_second": {k: count / v for k, v in rows.items()}})
-    return table.assign(ratio=table["images_per_second"] / (count / files))
+    seconds = pd.Series(rows)
+    return pd.DataFrame({"images_per_second": count / seconds, "ratio": files / seconds})
 
 
 def bench_train(backbone="resnet18", size=64, batch_size=64, steps=8):
     """Milliseconds of a training step fed by our pipeline and of one on a resident batch."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     faces = np.random.default_rng(0).integers(0, 255, (512, size, size, 3), np.uint8)
-    columns = {"emotion": np.arange(512) % 8, "valence": 0.1, "arousal": 0.1, "split": "train"}
-    loader = make_loader(FaceDataset(faces, pd.DataFrame(columns)), batch_size, shuffle=True)
+    labels = pd.DataFrame({"emotion": np.arange(512) % 8, "valence": 0.1, "arousal": 0.1})
+    loader = dataset.make_loader(dataset.FaceDataset(faces, labels), batch_size, shuffle=True)
     model = create_model(backbone, pretrained=False).to(device).train()
     model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters())
@@ -80,13 +66,13 @@ def bench_train(backbone="resnet18", size=64, batch_size=64, steps=8):
         return loss.total.item()
 
     batch = {name: value.to(device) for name, value in next(iter(loader)).items()}
-    image = normalise(batch["image"])
+    image = dataset.normalise(batch["image"])
     resident = _seconds(lambda: [step(image, batch) for _ in range(steps)], rounds=3) / steps
 
     def fed():
         for _, batch in zip(range(steps), loader, strict=False):
             batch = {name: value.to(device) for name, value in batch.items()}
-            step(augment(normalise(batch["image"])), batch)
+            step(dataset.augment(dataset.normalise(batch["image"])), batch)
 
     pipeline = _seconds(fed, rounds=3) / steps
     table = pd.DataFrame({"milliseconds": {"resident": 1e3 * resident, "pipeline": 1e3 * pipeline}})
@@ -131,8 +117,8 @@ BENCHES = {"data": bench_data, "train": bench_train, "infer": bench_infer, "live
 def _untrained(folder, backbone, size):
     """Write an untrained model in three formats: speed does not depend on the weights."""
     model = create_model(backbone, pretrained=False).eval()
-    model.config |= {"image_size": size, "mean": list(IMAGE_MEAN), "std": list(IMAGE_STD)}
-    model.config |= {"colour": "rgb", "va": "annotated", "classes": list(EMOTIONS)}
+    model.config |= {"mean": list(dataset.IMAGE_MEAN), "std": list(dataset.IMAGE_STD)}
+    model.config |= {"image_size": size, "colour": "rgb", "va": "annotated"}
     files = {"pytorch": folder / "m.pth", "onnx": folder / "m.onnx", "int8": folder / "i.onnx"}
     folder.mkdir(parents=True)
     save_weights(model, files["pytorch"])

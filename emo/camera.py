@@ -19,6 +19,7 @@ from emo.errors import EmoError
 from emo.faces import quiet_stderr
 from emo.live import LivePipeline, faces_table
 from emo.recognize import create_recognizer, physical_cores
+from emo.window import FilmWriter
 
 HISTORY = 20_000  # rows kept: twenty minutes of one face at 15 results a second
 FILM = {"seconds": 12, "fps": 15, "size": (360, 480), "seed": 0}  # the simulated camera
@@ -63,13 +64,9 @@ class EmotionCamera(anywidget.AnyWidget):
         self._busy, self._reading = threading.Lock(), threading.Lock()
         self._rows = deque(maxlen=HISTORY)  # (Face, truth or None)
         self._born, self._offset, self._local = time.monotonic(), 0.0, True
-        recognizer = model_or_recognizer if pipeline is None else pipeline.recognizer
-        super().__init__(
-            source=source,
-            smoothing=float(smoothing if pipeline is None else pipeline.smoothing),
-            max_in_flight=max_in_flight,
-            va=getattr(recognizer, "va", ""),
-        )
+        smoothing = float(smoothing if pipeline is None else pipeline.smoothing)
+        va = getattr(model_or_recognizer if pipeline is None else pipeline.recognizer, "va", "")
+        super().__init__(source=source, smoothing=smoothing, max_in_flight=max_in_flight, va=va)
         self.on_msg(self._receive)
         previous = EmotionCamera._newest and EmotionCamera._newest()
         EmotionCamera._newest = weakref.ref(self)
@@ -124,12 +121,10 @@ class EmotionCamera(anywidget.AnyWidget):
         try:
             with self._busy:
                 answer, data = answers[content["kind"]](content, buffers)
-        except EmoError as error:
-            answer = {"kind": "error", "text": str(error)}
         except Exception as error:
-            answer = {"kind": "error", "text": f"{type(error).__name__}: {error}"}
-        if answer["kind"] == "error":
-            answer["fatal"] = bool(self.retired or self._failure)
+            name = "" if isinstance(error, EmoError) else f"{type(error).__name__}: "
+            fatal = bool(self.retired or self._failure)
+            answer = {"kind": "error", "text": f"{name}{error}", "fatal": fatal}
         self.send(reply | answer, buffers=data)
 
     def _ready(self, content, _):
@@ -157,7 +152,8 @@ class EmotionCamera(anywidget.AnyWidget):
             self._load(content["view"])
         seconds = content["time"] + self._offset
         faces = self._pipeline.process(frame, seconds)
-        truth = self._truth(content.get("index"))
+        index = content.get("index")
+        truth = None if index is None or self._film is None else self._film[1][int(index)]
         with self._reading:
             self._rows.extend((face, truth) for face in faces)
         answer = {"kind": "result", "time": seconds, "ms": 1000 * (time.perf_counter() - started)}
@@ -186,9 +182,6 @@ class EmotionCamera(anywidget.AnyWidget):
         film, truth = EmotionCamera._film
         return {"kind": "film", "fps": FILM["fps"], "truth": truth}, [film]
 
-    def _truth(self, index):
-        return None if index is None or self._film is None else self._film[1][int(index)]
-
 
 def _check(model, pipeline, smoothing, source, max_in_flight):
     if (model is None) == (pipeline is None):
@@ -198,10 +191,8 @@ def _check(model, pipeline, smoothing, source, max_in_flight):
     if source not in ("browser", "synthetic"):
         raise EmoError(f"source is {source!r}; expected 'browser' or 'synthetic'")
     if smoothing < 0 or not 1 <= max_in_flight <= 4:
-        raise EmoError(
-            f"smoothing is {smoothing}, max_in_flight {max_in_flight}; expected 0 or more seconds "
-            "and 1 to 4 frames"
-        )
+        got = f"smoothing is {smoothing} seconds, max_in_flight {max_in_flight} frames"
+        raise EmoError(f"{got}; expected 0 or more and 1 to 4")
 
 
 def _decode(data):
@@ -216,9 +207,9 @@ def _decode(data):
 def _message(face, shape):
     """Turn a `Face` into plain JSON with its box as shares of the frame."""
     message = {name: getattr(face, name) for name in ("state", "emotion", "valence", "arousal")}
-    message |= {"face": face.track, "box": _shares(face.bbox, shape)}
     probabilities = None if face.probabilities is None else face.probabilities.tolist()
-    return message | {"probabilities": probabilities}
+    box = _shares(face.bbox, shape)
+    return message | {"face": face.track, "box": box, "probabilities": probabilities}
 
 
 def _shares(bbox, shape):
@@ -233,18 +224,13 @@ def _draw_film(tell):
     """
     truths, count = [], round(FILM["seconds"] * FILM["fps"])
     with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder, "film.webm"))
-        code = cv2.VideoWriter.fourcc(*"VP80")
-        with quiet_stderr():  # OpenCV warns about a tag that WebM doesn't have
-            writer = cv2.VideoWriter(path, code, FILM["fps"], FILM["size"][::-1])
-        if not writer.isOpened():
-            raise EmoError("this OpenCV cannot write WebM films, so there is no simulated camera")
-        for frame, truth in synth.animate(**FILM):
-            writer.write(frame)
-            truths.append({name: float(truth[name]) for name in ("valence", "arousal")})
-            truths[-1]["emotion"] = EMOTIONS[truth["emotion"]]
-            truths[-1]["box"] = _shares(truth["bbox"], frame.shape)
-            if len(truths) % 18 == 0:
-                tell(f"drawing the simulated camera, once: {len(truths) / count:.0%}")
-        writer.release()
-        return Path(path).read_bytes(), truths
+        path = Path(folder, "film.webm")
+        with FilmWriter(path, FILM["fps"], codec="VP80") as film:
+            for frame, truth in synth.animate(**FILM):
+                film.write(frame)
+                truths.append({name: float(truth[name]) for name in ("valence", "arousal")})
+                truths[-1]["emotion"] = EMOTIONS[truth["emotion"]]
+                truths[-1]["box"] = _shares(truth["bbox"], frame.shape)
+                if len(truths) % 18 == 0:
+                    tell(f"drawing the simulated camera, once: {len(truths) / count:.0%}")
+        return path.read_bytes(), truths

@@ -9,13 +9,12 @@ from typing import Annotated, Literal, get_args
 import cv2
 import tyro
 
+from emo import evaluation
 from emo.audit import audit, class_table, summarise
 from emo.bench import BENCHES, machine
 from emo.dataset import decode, split_manifest
 from emo.download import download_kaggle, unpack_archive
 from emo.errors import EmoError
-from emo.evaluation import evaluate as score
-from emo.evaluation import headline
 from emo.export import export_run
 from emo.faces import MediaPipeFaceDetector
 from emo.files import atomic_path
@@ -26,14 +25,13 @@ from emo.synth import write_dataset
 from emo.train import TrainConfig, fit
 from emo.window import Camera, run_live
 
-Files = tyro.conf.Positional[tuple[str, ...]]
+Text = str | None
 Format = Literal["weights", "torchscript", "onnx", "int8", "keras"]
-Bench = tyro.conf.Positional[Literal["all", "data", "train", "infer", "live"]]
-Json = Annotated[bool, tyro.conf.arg(name="json")]
+Labels = Literal["label", "folder"]
 Device = Literal["cpu", "cuda"]
 
 
-def download(dest: str, kaggle: str | None = None, archive: str | None = None):
+def download(dest: str, kaggle: Text = None, archive: Text = None):
     """Fetch a data set from Kaggle, or unpack an archive, into a folder.
 
     Args:
@@ -64,12 +62,7 @@ def synth(dest: str, count: int = 2000, seed: int = 0, size: int = 96, frontal: 
     _describe(read_dataset(dest), dest)
 
 
-def check(
-    data_dir: str,
-    layout: str | None = None,
-    labels: Literal["label", "folder"] = "label",
-    class_order: str | None = None,
-):
+def check(data_dir: str, layout: Text = None, labels: Labels = "label", class_order: Text = None):
     """Read a data set and report what is wrong with it.
 
     Args:
@@ -97,12 +90,12 @@ def train(config: TrainConfig, resume: bool = False):
 
 
 def evaluate(
-    run: str | None = None,
-    model: str | None = None,
-    data_dir: str | None = None,
+    run: Text = None,
+    model: Text = None,
+    data_dir: Text = None,
     split: Literal["train", "val", "test"] = "test",
-    output_dir: str | None = None,
-    against: str | None = None,
+    output_dir: Text = None,
+    against: Text = None,
 ):
     """Score a run, or a model file on other data; write metrics, predictions and a report.
 
@@ -115,7 +108,7 @@ def evaluate(
         against: Another run, evaluated on the same images, to compare with.
     """
     where = {"split": split, "output_dir": output_dir, "against": against}
-    lines = headline(score(run, model=model, data_dir=data_dir, **where))
+    lines = evaluation.headline(evaluation.evaluate(run, model=model, data_dir=data_dir, **where))
     for name, text in lines.items():
         print(f"{name:{max(map(len, lines))}}  {text}")
     print(f"wrote {Path(output_dir or run or Path(model).parent) / 'report.html'}")
@@ -132,11 +125,11 @@ def export(run: str, formats: tuple[Format, ...] = get_args(Format)):
 
 
 def predict(
-    files: Files,
+    files: tyro.conf.Positional[tuple[str, ...]],
     model: str,
     crops: bool = False,
-    json_: Json = False,
-    annotate: str | None = None,
+    json_: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    annotate: Text = None,
     device: Device = "cpu",
 ):
     """Find the faces in photos and predict emotion, valence and arousal.
@@ -169,8 +162,8 @@ def live(
     camera: str = "0",
     device: Device = "cpu",
     headless: bool = False,
-    record: str | None = None,
-    log: str | None = None,
+    record: Text = None,
+    log: Text = None,
     smoothing: float = 0.3,
     min_detection_confidence: float = 0.5,
 ):
@@ -197,7 +190,7 @@ def live(
         print(f"wrote {path}")
 
 
-def bench(what: Bench = "all"):
+def bench(what: tyro.conf.Positional[Literal["all", "data", "train", "infer", "live"]] = "all"):
     """Measure speed on this machine, as ratios within one run.
 
     Args:
@@ -208,19 +201,16 @@ def bench(what: Bench = "all"):
         print(f"\n{name}: {BENCHES[name].__doc__}\n{BENCHES[name]().to_string()}")
 
 
-COMMANDS = (download, synth, check, train, evaluate, export, predict, live, bench)
+FUNCTIONS = (download, synth, check, train, evaluate, export, predict, live, bench)
+COMMANDS = {function.__name__: function for function in FUNCTIONS}
+ABOUT = "Multi-task facial emotion recognition: train, evaluate, export, run live."
 
 
 def main(args=None):
     """Run one command; a mistake of the user gives one sentence and exit code 2."""
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            {command.__name__: command for command in COMMANDS},
-            prog="emo",
-            description="Multi-task facial emotion recognition: train, evaluate, export, run live.",
-            args=args,
-            config=(tyro.conf.OmitArgPrefixes,),
-        )
+        options = {"prog": "emo", "args": args, "config": (tyro.conf.OmitArgPrefixes,)}
+        tyro.extras.subcommand_cli_from_dict(COMMANDS, description=ABOUT, **options)
     except EmoError as error:
         _stop(error)
     except OSError as error:  # a full disk, a read-only folder
@@ -241,9 +231,7 @@ def _describe(manifest, folder):
 def _print_predictions(rows, va):
     width = max(len(row["image_path"]) for row in rows)
     for row in rows:
-        text = row.get("note")
-        if text is None:
-            text = f"{row['emotion']:8} {row['confidence']:6.1%}"
+        text = row.get("note") or f"{row['emotion']:8} {row['confidence']:6.1%}"
         if row.get("valence") is not None:
             text += f"  valence {row['valence']:+.2f}  arousal {row['arousal']:+.2f}"
             text += "  (derived from the class)" if va == "derived" else ""
@@ -255,7 +243,6 @@ def _annotate(files, folder, pipeline):
         image = decode(path)
         if image is not None:
             pipeline.reset()
-            faces = pipeline.process(image, 0.0)
+            drawn = draw_overlay(image, pipeline.process(image, 0.0), va=pipeline.recognizer.va)
             with atomic_path(folder / f"{Path(path).stem}.png") as temporary:
-                drawn = draw_overlay(image, faces, va=pipeline.recognizer.va)
                 cv2.imwrite(str(temporary), drawn)

@@ -30,42 +30,33 @@ def split_manifest(manifest, seed=0):
     changes nothing, and a group never straddles two splits. Given a test part, val is carved out
     of train: choosing a model on the part that one reports would flatter it.
     """
-    manifest = manifest.copy()
     split = manifest.get("split", pd.Series("", index=manifest.index)).fillna("").astype(str)
-    unknown = set(split) - {"", *SPLIT_SHARES}
-    if unknown:
+    if unknown := set(split) - {"", *SPLIT_SHARES}:
         raise EmoError(f"split {sorted(unknown)[0]!r} is unknown; expected train, val or test")
     if "val" not in set(split):
         split = split.where(split != "train", "")  # official train without val: carve val from it
-    shares = {
-        name: s for name, s in SPLIT_SHARES.items() if name not in set(split) or name == "train"
-    }
-    empty = (split == "").to_numpy()
+    official = set(split) - {"train"}
+    shares = {name: share for name, share in SPLIT_SHARES.items() if name not in official}
+    empty = split == ""
     if empty.any():
-        split = split.to_numpy(object)
         split[empty] = _draw_splits(manifest[empty], shares, seed)
-    manifest["split"] = split
-    return manifest
+    return manifest.assign(split=split)
 
 
 def _draw_splits(manifest, shares, seed):
-    group = manifest["image_path"].astype(str)
-    if "group" in manifest:
-        group = manifest["group"].astype(object).where(manifest["group"].notna(), group).astype(str)
-    order = pd.util.hash_array(group.to_numpy(object), hash_key=f"emo{seed:013d}")
-    names, bounds = list(shares), np.cumsum(list(shares.values())) / sum(shares.values())
-    table = pd.DataFrame({"group": group.to_numpy(), "order": order})
-    table["emotion"] = manifest["emotion"].to_numpy()
+    group = manifest.get("group", manifest["image_path"]).astype(object)
+    group = group.where(group.notna(), manifest["image_path"]).astype(str).to_numpy(object)
+    counts = pd.crosstab(group, manifest["emotion"].to_numpy())  # a row for each group
     # A group counts as its most frequent emotion; within an emotion, groups stand in hash order.
-    sizes = table.groupby(["group", "order", "emotion"]).size().reset_index(name="rows")
-    sizes = sizes.sort_values(["rows", "emotion"], ascending=[False, True])
-    units = sizes.drop_duplicates("group").drop(columns="rows")
-    units = units.merge(table.groupby("group").size().reset_index(name="rows"), on="group")
-    units = units.sort_values(["emotion", "order", "group"])
-    middle = units.groupby("emotion")["rows"].cumsum() - units["rows"] / 2
-    place = middle / units.groupby("emotion")["rows"].transform("sum")
-    units["split"] = np.array(names, object)[np.searchsorted(bounds[:-1], place, side="right")]
-    return group.map(units.set_index("group")["split"]).to_numpy(object)
+    units = pd.DataFrame({"emotion": counts.idxmax(axis=1), "rows": counts.sum(axis=1)})
+    names = units.index.to_numpy(object)
+    units["order"] = pd.util.hash_array(names, hash_key=f"emo{seed:013d}")
+    units = units.rename_axis("group").sort_values(["emotion", "order", "group"])
+    rows = units.groupby("emotion")["rows"]
+    place = (rows.cumsum() - units["rows"] / 2) / rows.transform("sum")
+    bounds = np.cumsum(list(shares.values())) / sum(shares.values())
+    split = np.array(list(shares), object)[np.searchsorted(bounds[:-1], place, side="right")]
+    return pd.Series(split, units.index)[group].to_numpy()
 
 
 def decode(path):
@@ -78,17 +69,13 @@ def decode(path):
 
 
 def resize_face(face_bgr, size):
-    """Scale a face crop (H, W, 3) BGR uint8 to (size, size, 3), averaging when it shrinks.
-
-    The one place where faces are resized: training, evaluation and the live demo all call it.
-    """
-    if face_bgr is None or face_bgr.ndim != 3 or face_bgr.shape[2] != 3 or not face_bgr.size:
-        shape = None if face_bgr is None else face_bgr.shape
+    """Scale a face (H, W, 3) BGR uint8 to (size, size, 3), for training and live alike."""
+    shape = getattr(face_bgr, "shape", None)
+    if not shape or len(shape) != 3 or shape[2] != 3 or 0 in shape:
         raise EmoError(f"expected a face as a BGR image (H, W, 3), got {shape}")
-    if face_bgr.shape[:2] == (size, size):
+    if shape[:2] == (size, size):
         return face_bgr
-    shrinks = min(face_bgr.shape[:2]) > size
-    way = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    way = cv2.INTER_AREA if min(shape[:2]) > size else cv2.INTER_LINEAR
     return cv2.resize(face_bgr, (size, size), interpolation=way)
 
 
@@ -113,13 +100,9 @@ def augment(images, degrees=15.0):
     count, device = len(images), images.device
     angle = torch.deg2rad((torch.rand(count, device=device) * 2 - 1) * degrees)
     mirror = torch.where(torch.rand(count, device=device) < 0.5, -1.0, 1.0)
-    zero = torch.zeros_like(angle)
-    rows = [
-        torch.stack([mirror * angle.cos(), -angle.sin(), zero], dim=1),
-        torch.stack([mirror * angle.sin(), angle.cos(), zero], dim=1),
-    ]
-    grid = functional.affine_grid(torch.stack(rows, dim=1), images.shape, align_corners=False)
-    grid = grid.to(images.dtype)
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    matrix = torch.stack([mirror * cos, -sin, zero, mirror * sin, cos, zero], dim=1).view(-1, 2, 3)
+    grid = functional.affine_grid(matrix, images.shape, align_corners=False).to(images.dtype)
     return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
@@ -133,13 +116,11 @@ class FaceDataset(Dataset):
 
     def __init__(self, images, manifest):
         self.images, self.manifest = images, manifest.reset_index(drop=True)
-        self.emotion = torch.from_numpy(manifest["emotion"].to_numpy(np.int64, copy=True))
-        va = manifest[["valence", "arousal"]].to_numpy(np.float32, copy=True)
-        self.va = torch.from_numpy(va)
+        self.emotion = torch.tensor(manifest["emotion"].to_numpy(np.int64))
+        self.va = torch.tensor(manifest[["valence", "arousal"]].to_numpy(np.float32))
         self.votes = None
         if set(PROBABILITY_COLUMNS) <= set(manifest):
-            votes = manifest[list(PROBABILITY_COLUMNS)].to_numpy(np.float32, copy=True)
-            self.votes = torch.from_numpy(votes)
+            self.votes = torch.tensor(manifest[list(PROBABILITY_COLUMNS)].to_numpy(np.float32))
 
     def __len__(self):
         return len(self.manifest)
@@ -179,18 +160,9 @@ class _Rows:
 def make_loader(dataset, batch_size, shuffle=False, seed=0, drop_last=False):
     """Return a `DataLoader` of whole batches; `seed` fixes the order of a shuffled epoch."""
     generator = torch.Generator().manual_seed(seed)
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        shuffle=shuffle,
-        generator=generator,
-        drop_last=drop_last,
-        collate_fn=_whole_batch,
+    return DataLoader(  # `dict` leaves the batch of `__getitems__` as it is
+        dataset, batch_size, shuffle, generator=generator, drop_last=drop_last, collate_fn=dict
     )
-
-
-def _whole_batch(batch):
-    return batch
 
 
 def pack_images(manifest, root, image_size):
@@ -210,14 +182,12 @@ def pack_images(manifest, root, image_size):
         _write_pack(target, root, paths, image_size)
     facts = read_json(target.with_suffix(".json"))
     images = np.load(target, mmap_mode="r")
-    readable = np.ones(len(paths), bool)
-    readable[facts["unreadable"]] = False
-    if not readable.any():
+    readable = np.delete(np.arange(len(paths)), facts["unreadable"])
+    if not len(readable):
         raise EmoError(f"none of the {len(paths)} images in {root} is readable; get them again")
-    kept = manifest[readable].reset_index(drop=True)
+    kept = manifest.iloc[readable].reset_index(drop=True)
     kept.attrs["unreadable"] = [paths[i] for i in facts["unreadable"]]
-    rows = images if readable.all() else _Rows(images, np.flatnonzero(readable))
-    return rows, kept, facts["colour"]
+    return _Rows(images, readable) if facts["unreadable"] else images, kept, facts["colour"]
 
 
 def _pack_path(root, paths, image_size):
@@ -236,10 +206,8 @@ def _write_pack(target, root, paths, image_size):
     target.parent.mkdir(parents=True, exist_ok=True)
     needed, free = int(np.prod(shape)), shutil.disk_usage(target.parent).free
     if needed > free:
-        raise EmoError(
-            f"packing {len(paths)} images at {image_size} px needs {needed / 1e9:.1f} GB in "
-            f"{target.parent}, only {free / 1e9:.1f} GB are free; make room or use a smaller size"
-        )
+        sizes = f"{needed / 1e9:.1f} GB for {len(paths)} images, {free / 1e9:.1f} GB are free"
+        raise EmoError(f"{target.parent} needs {sizes}; make room or use a smaller image size")
     unreadable, grey = [], True
     with atomic_path(target) as temporary:
         pack = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
@@ -250,7 +218,7 @@ def _write_pack(target, root, paths, image_size):
                     unreadable.append(row)
                 else:
                     pack[row] = face
-                    grey = grey and _is_grey(face)
+                    grey = grey and (face == face[..., :1]).all()
         pack.flush()
         del pack
         facts = {"unreadable": unreadable, "colour": "grey" if grey else "rgb"}
@@ -260,7 +228,3 @@ def _write_pack(target, root, paths, image_size):
 def _face(path, size):
     image = decode(path)
     return None if image is None else cv2.cvtColor(resize_face(image, size), cv2.COLOR_BGR2RGB)
-
-
-def _is_grey(face):
-    return np.array_equal(face[..., 0], face[..., 1]) and np.array_equal(face[..., 1], face[..., 2])

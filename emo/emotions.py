@@ -8,36 +8,19 @@ EMOTIONS = ("Neutral", "Happy", "Sad", "Surprise", "Fear", "Disgust", "Anger", "
 PROBABILITY_COLUMNS = tuple(f"p_{name.lower()}" for name in EMOTIONS)
 
 # Okabe and Ito's palette: distinguishable with every common kind of colour blindness.
-COLOURS = dict(
-    zip(
-        EMOTIONS,
-        ("#7f7f7f", "#E69F00", "#0072B2", "#56B4E9", "#000000", "#009E73", "#D55E00", "#CC79A7"),
-        strict=True,
-    )
-)
+_PALETTE = "#7f7f7f #E69F00 #0072B2 #56B4E9 #000000 #009E73 #D55E00 #CC79A7"
+COLOURS = dict(zip(EMOTIONS, _PALETTE.split(), strict=True))
 
-# Mean (valence, arousal) of each class on AffectNet's official validation set.
-CLASS_MEAN_VA = np.array(
-    [
-        (-0.03, -0.02),
-        (0.67, 0.08),
-        (-0.63, -0.27),
-        (0.18, 0.70),
-        (-0.12, 0.76),
-        (-0.68, 0.45),
-        (-0.43, 0.55),
-        (-0.51, 0.58),
-    ],
-    dtype=np.float32,
-)
+# (8, 2): mean valence and arousal of each class on AffectNet's official validation set.
+_VALENCE = (-0.03, 0.67, -0.63, 0.18, -0.12, -0.68, -0.43, -0.51)
+_AROUSAL = (-0.02, 0.08, -0.27, 0.70, 0.76, 0.45, 0.55, 0.58)
+CLASS_MEAN_VA = np.column_stack([_VALENCE, _AROUSAL]).astype(np.float32)
 
 # What the integers 0–7 of other data sets mean, as AffectNet names in their order.
 CLASS_ORDERS = {
     "affectnet": EMOTIONS,
-    "alphabetical": tuple(
-        ("Anger", "Contempt", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
-    ),
-    "ferplus": (("Neutral", "Happy", "Surprise", "Sad", "Anger", "Disgust", "Fear", "Contempt")),
+    "alphabetical": tuple(sorted(EMOTIONS)),
+    "ferplus": ("Neutral", "Happy", "Surprise", "Sad", "Anger", "Disgust", "Fear", "Contempt"),
 }
 
 _SYNONYMS = {
@@ -65,10 +48,8 @@ def emotion_id(name):
     """
     word = str(name).strip().lower()
     if word not in _ID_OF:
-        raise EmoError(
-            f"unknown emotion {name!r}; expected one of {', '.join(EMOTIONS)} "
-            "or a usual synonym such as 'happiness'"
-        )
+        names = ", ".join(EMOTIONS)
+        raise EmoError(f"unknown emotion {name!r}; expected {names} or a usual synonym of one")
     return _ID_OF[word]
 
 

@@ -20,11 +20,13 @@ from emo.recognize import create_recognizer
 from emo.sources import VA, read_dataset, va_state
 from emo.train import annotated_rows, combined_score, load_data, read_config, read_manifest
 
+PREDICTED_VA = [f"pred_{name}" for name in VA]
 ROUNDS = 1000  # bootstrap samples behind each interval
-VA_IN_WORDS = {
-    "annotated": "taught from annotators' values",
-    "derived": "derived from the class: class means, which nobody annotated",
+SCORES = {"accuracy": metrics.accuracy, "macro_f1": metrics.macro_f1}
+VA_IN_WORDS = {  # from the least to the most that is known
     "none": "not taught; the model shows none",
+    "derived": "derived from the class: class means, which nobody annotated",
+    "annotated": "taught from annotators' values",
 }
 
 
@@ -43,7 +45,8 @@ def evaluate(run=None, *, model=None, data_dir=None, split="test", output_dir=No
     part, train_manifest = _load_part(run, data_dir, split, recognizer)
     folder = Path(output_dir or run or Path(model).parent)
     predictions = predict_dataset(recognizer, part, split)
-    numbers = compute_metrics(predictions, train_manifest, va=_va_state(part, recognizer))
+    va = min(va_state(part.manifest), recognizer.va, key=list(VA_IN_WORDS).index)
+    numbers = compute_metrics(predictions, train_manifest, va=va)
     if against is not None:
         other = read_predictions(Path(against) / "predictions.csv")
         numbers["against"] = {"run": str(against)} | compare(predictions, other)
@@ -65,19 +68,15 @@ def predict_dataset(recognizer, part, split="test", batch_size=64):
         rows = np.arange(start, min(start + batch_size, len(part)))
         faces = list(part.images[rows][..., ::-1])  # RGB → BGR
         results += recognizer.predict_batch(recognizer.preprocessor.preprocess_batch(faces))
-    manifest = part.manifest
-    target = manifest[list(VA)].copy()
-    target[~annotated_rows(manifest)] = np.nan
-    table = pd.DataFrame({"image_path": manifest["image_path"], "split": split})
-    table["emotion"] = manifest["emotion"]
-    table[list(VA)] = target
-    table["pred_emotion"] = [result["emotion_id"] for result in results]
-    for name in VA:
-        table[f"pred_{name}"] = pd.Series([result[name] for result in results], dtype=float)
-    probabilities = [list(result["probabilities"].values()) for result in results]
-    table[list(PROBABILITY_COLUMNS)] = np.array(probabilities)
-    if "group" in manifest:
-        table["group"] = manifest["group"]
+    table = part.manifest[["image_path", "emotion", *VA]].copy()
+    table.insert(1, "split", split)
+    table.loc[~annotated_rows(part.manifest), list(VA)] = np.nan
+    results = pd.DataFrame(results)
+    table["pred_emotion"] = results["emotion_id"]
+    table[PREDICTED_VA] = results[list(VA)].astype(float)
+    table[list(PROBABILITY_COLUMNS)] = [list(p.values()) for p in results["probabilities"]]
+    if "group" in part.manifest:
+        table["group"] = part.manifest["group"]
     return table
 
 
@@ -86,10 +85,10 @@ def read_predictions(path):
     if not Path(path).is_file():
         raise EmoError(f"{path} does not exist; run: python -m emo evaluate --run {path.parent}")
     table = pd.read_csv(path)
-    needed = {"image_path", "emotion", "pred_emotion", *VA, *PROBABILITY_COLUMNS}
-    if needed - set(table):
-        missing = ", ".join(sorted(needed - set(table)))
-        raise EmoError(f"{path} lacks the columns {missing}; write it with emo evaluate")
+    missing = {"image_path", "emotion", "pred_emotion", *VA, *PROBABILITY_COLUMNS} - set(table)
+    if missing:
+        names = ", ".join(sorted(missing))
+        raise EmoError(f"{path} lacks the columns {names}; write it with emo evaluate")
     return table
 
 
@@ -108,33 +107,29 @@ def compute_metrics(predictions, train_manifest=None, *, va="annotated", rounds=
         raise EmoError("the predictions hold NaN probabilities; evaluate a model that trained well")
     emotion = table["emotion"].to_numpy(int)
     matrix = metrics.confusion(emotion, table["pred_emotion"])
-    classes = {k: v.tolist() for k, v in metrics.per_class(matrix).items()}
-    known = table.dropna(subset=[*VA, "pred_valence", "pred_arousal"])
-    dimensions = {name: None for name in VA}
-    if va == "annotated" and len(known):
+    known = table.dropna(subset=[*VA, *PREDICTED_VA]) if va == "annotated" else table.iloc[:0]
+    dimensions, mean_ccc = dict.fromkeys(VA), None
+    if len(known):
         dimensions = {n: metrics.regression(known[n], known[f"pred_{n}"]) for n in VA}
-    mean_ccc = np.mean([d["ccc"] for d in dimensions.values()]) if dimensions["valence"] else None
+        mean_ccc = float(np.mean([scores["ccc"] for scores in dimensions.values()]))
     f1 = metrics.macro_f1(matrix)
     return {
         "split": str(table["split"].iloc[0]) if "split" in table else "test",
         "n": len(table),
-        "n_va": len(known) if dimensions["valence"] else 0,
+        "n_va": len(known),
         "va": va,
         "emotion": {
             "accuracy": float(metrics.accuracy(matrix)),
             "macro_f1": f1,
             "calibration_error": metrics.calibration_error(probabilities, emotion),
-            "per_class": {
-                name: {key: values[i] for key, values in classes.items()}
-                for i, name in enumerate(EMOTIONS)
-            },
+            "per_class": pd.DataFrame(metrics.per_class(matrix), EMOTIONS).to_dict("index"),
             "confusion": matrix.tolist(),
         },
         **dimensions,
-        "mean_ccc": None if mean_ccc is None else float(mean_ccc),
+        "mean_ccc": mean_ccc,
         "combined_score": float(combined_score(f1, mean_ccc)),
-        "baselines": _baselines(table, known if dimensions["valence"] else None, train_manifest),
-        "intervals": _intervals(table, known if dimensions["valence"] else None, rounds),
+        "baselines": _baselines(table, known, train_manifest),
+        "intervals": _intervals(table, known, rounds),
     }
 
 
@@ -147,15 +142,14 @@ def compare(predictions, other, rounds=ROUNDS):
     emotion = both["emotion"].to_numpy(int)
     mine, theirs = both["pred_emotion"].to_numpy(int), both["pred_emotion_other"].to_numpy(int)
     result = {"n": len(both)}
-    for name, score in (("accuracy", metrics.accuracy), ("macro_f1", metrics.macro_f1)):
+    for name, score in SCORES.items():
 
         def difference(i, score=score):
             a, b = metrics.confusion(emotion[i], mine[i]), metrics.confusion(emotion[i], theirs[i])
-            return score(a) - score(b)
+            return float(score(a) - score(b))
 
-        groups = both.get("group")
-        interval = metrics.bootstrap(difference, len(both), groups, rounds)
-        result[name] = {"difference": float(difference(slice(None))), "interval": interval}
+        interval = metrics.bootstrap(difference, len(both), both.get("group"), rounds)
+        result[name] = {"difference": difference(slice(None)), "interval": interval}
     return result
 
 
@@ -194,11 +188,9 @@ def headline(numbers):
     }
     if numbers["mean_ccc"] is not None:
         lines["mean CCC"] = _with_interval(numbers["mean_ccc"], intervals["mean_ccc"])
-        for name in VA:
-            lines[f"CCC {name}"] = f"{numbers[name]['ccc']:.3f}"
-        table = numbers["baselines"].get("lookup_predicted_class")
-        if table:
-            lines["class means instead of the VA head"] = f"mean CCC {table['mean_ccc']:.3f}"
+        lines |= {f"CCC {name}": f"{numbers[name]['ccc']:.3f}" for name in VA}
+        if lookup := numbers["baselines"].get("lookup_predicted_class"):
+            lines["class means instead of the VA head"] = f"mean CCC {lookup['mean_ccc']:.3f}"
     else:
         why = {
             "derived": "not scored: derived from the class, nobody annotated it",
@@ -214,72 +206,56 @@ def headline(numbers):
 
 
 def _load_part(run, data_dir, split, recognizer):
-    config = read_config(run) if run is not None else None
-    train_manifest = read_manifest(Path(run) / "manifest.csv") if run is not None else None
+    train_manifest = None
+    if run is not None:
+        train_manifest = read_manifest(Path(run) / "manifest.csv").query("split == 'train'")
     if data_dir is None:
-        dataset, _ = load_data(config, run)
+        dataset, _ = load_data(read_config(run), run)
     else:
         manifest = split_manifest(read_dataset(data_dir))
         images, manifest, _ = pack_images(manifest, data_dir, recognizer.preprocessor.image_size)
         dataset = FaceDataset(images, manifest)
-    if train_manifest is not None:
-        train_manifest = train_manifest[train_manifest["split"] == "train"]
     return dataset.part(split), train_manifest
 
 
-def _va_state(part, recognizer):
-    data = "annotated" if annotated_rows(part.manifest).any() else va_state(part.manifest)
-    states = ("none", "derived", "annotated")
-    return min(data, recognizer.va, key=states.index)
-
-
 def _baselines(table, known, train_manifest):
-    counts = np.bincount(table["emotion"], minlength=len(EMOTIONS))
-    source = table if train_manifest is None else train_manifest[train_manifest["emotion"] >= 0]
-    commonest = np.bincount(source["emotion"], minlength=len(EMOTIONS)).argmax()
-    result = {"majority_accuracy": float(counts[commonest] / counts.sum())}
-    if known is None or train_manifest is None:
+    taught = table if train_manifest is None else train_manifest[train_manifest["emotion"] >= 0]
+    commonest = np.bincount(taught["emotion"], minlength=len(EMOTIONS)).argmax()
+    result = {"majority_accuracy": float((table["emotion"] == commonest).mean())}
+    annotated = taught[annotated_rows(taught)]
+    if train_manifest is None or known.empty or annotated.empty:
         return result
-    annotated = train_manifest[annotated_rows(train_manifest) & (train_manifest["emotion"] >= 0)]
-    if annotated.empty:
-        return result
-    overall = annotated[list(VA)].mean().to_numpy()
-    means = np.tile(overall, (len(EMOTIONS), 1))
-    for emotion, rows in annotated.groupby("emotion"):
-        means[emotion] = rows[list(VA)].mean()
+    overall = annotated[list(VA)].mean()
+    means = annotated.groupby("emotion")[list(VA)].mean()
+    means = means.reindex(range(len(EMOTIONS))).fillna(overall).to_numpy()
     guesses = {
         "constant_mean": np.tile(overall, (len(known), 1)),
         "lookup_predicted_class": means[known["pred_emotion"].to_numpy(int)],
         "lookup_true_class": means[known["emotion"].to_numpy(int)],
     }
     for name, guess in guesses.items():
-        scores = [metrics.regression(known[n], guess[:, i]) for i, n in enumerate(VA)]
-        result[name] = {
-            "mean_ccc": float(np.mean([s["ccc"] for s in scores])),
-            "rmse": {n: s["rmse"] for n, s in zip(VA, scores, strict=True)},
-        }
+        scores = {n: metrics.regression(known[n], guess[:, i]) for i, n in enumerate(VA)}
+        mean_ccc = float(np.mean([s["ccc"] for s in scores.values()]))
+        result[name] = {"mean_ccc": mean_ccc, "rmse": {n: s["rmse"] for n, s in scores.items()}}
     return result
 
 
 def _intervals(table, known, rounds):
     emotion, predicted = table["emotion"].to_numpy(int), table["pred_emotion"].to_numpy(int)
+    result = {}
+    for name, score in SCORES.items():
 
-    def score(function):
-        return lambda i: function(metrics.confusion(emotion[i], predicted[i]))
+        def scored(i, score=score):
+            return score(metrics.confusion(emotion[i], predicted[i]))
 
-    groups = table.get("group")
-    result = {
-        "accuracy": metrics.bootstrap(score(metrics.accuracy), len(table), groups, rounds),
-        "macro_f1": metrics.bootstrap(score(metrics.macro_f1), len(table), groups, rounds),
-    }
-    if known is not None:
+        result[name] = metrics.bootstrap(scored, len(table), table.get("group"), rounds)
+    if len(known):
         pairs = [(known[n].to_numpy(), known[f"pred_{n}"].to_numpy()) for n in VA]
 
         def mean_ccc(i):
             return np.mean([metrics.ccc(target[i], guess[i]) for target, guess in pairs])
 
-        groups = known.get("group")
-        result["mean_ccc"] = metrics.bootstrap(mean_ccc, len(known), groups, rounds)
+        result["mean_ccc"] = metrics.bootstrap(mean_ccc, len(known), known.get("group"), rounds)
     return result
 
 

@@ -2,10 +2,11 @@
 
 import json
 import logging
-import operator
 import time
 import warnings
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -33,29 +34,26 @@ CALIBRATION_FACES, PROOF_FACES, TIMED_CALLS = 256, 256, 30
 def export_run(run, formats=tuple(FILES)):
     """Write the formats of a run folder, prove each against PyTorch, return the table.
 
-    The table (also `export.json`) holds size, largest differences, agreement, accuracy and CCC on
-    val and latency of one face. A 32-bit format that differs by more than 1e-4 raises `EmoError`
-    and leaves no file.
+    It (also in `export.json`) holds size, largest differences, agreement, accuracy and CCC on val,
+    latency of a face. A 32-bit format more than 1e-4 away raises `EmoError` and leaves no file.
     """
     folder = Path(run)
-    unknown = set(formats) - set(FILES)
-    if unknown:
+    if unknown := set(formats) - set(FILES):
         raise EmoError(f"unknown format {sorted(unknown)[0]!r}; expected {', '.join(FILES)}")
-    model = load_model(folder / "best_model.pth")
+    best = folder / "best_model.pth"
+    model, reference = load_model(best), create_recognizer(best)
     dataset, _ = load_data(read_config(folder), folder)
-    reference = create_recognizer(folder / "best_model.pth")
-    faces = _faces(dataset.part("val"), reference, PROOF_FACES)
+    val = dataset.part("val")
+    faces = _faces(val, reference, PROOF_FACES)
     expected = reference.run(faces)
-    rows = [_facts("pytorch", folder / "best_model.pth", reference, faces, expected, dataset)]
+    rows = [_facts("pytorch", best, reference, faces, expected, val)]
     for name in [name for name in FILES if name in formats]:
-        path = folder / FILES[name]
-        with atomic_path(path) as temporary:
-            _write(name, model, temporary, folder, dataset, reference)
+        with atomic_path(folder / FILES[name]) as temporary:
+            _write(name, model, temporary, dataset, reference)
             config = folder / "model_config.json" if name == "keras" else None
             recognizer = create_recognizer(temporary, config)
-            row = _facts(name, temporary, recognizer, faces, expected, dataset)
-            _prove(row, path)
-        rows.append(row)
+            rows.append(_facts(name, temporary, recognizer, faces, expected, val))
+            _prove(rows[-1])
     for row in rows:
         row["speed_up"] = rows[0]["median_ms"] / row["median_ms"]
     write_json(folder / "export.json", {"reference": "pytorch", "formats": rows})
@@ -65,12 +63,10 @@ def export_run(run, formats=tuple(FILES)):
 def export_to_torchscript(model, path, device="cpu"):
     """Trace the model into one TorchScript file with its config inside."""
     model, face = _ready(model, device)
-    with warnings.catch_warnings(), torch.inference_mode():
+    extra = {"model_config.json": json.dumps(model.config)}
+    with atomic_path(path) as temporary, warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # TorchScript is deprecated, but many runtimes read it
-        traced = torch.jit.trace(_Plain(model), face)
-        extra = {"model_config.json": json.dumps(model.config)}
-        with atomic_path(path) as temporary:
-            torch.jit.save(traced, str(temporary), _extra_files=extra)
+        torch.jit.save(torch.jit.trace(_Plain(model), face), str(temporary), _extra_files=extra)
     return Path(path)
 
 
@@ -82,52 +78,48 @@ def export_to_onnx(model, path, device="cpu"):
     import onnx
 
     model, face = _ready(model, device)
-    with atomic_path(path) as temporary:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                _Plain(model),
-                (face,),
-                str(temporary),
-                input_names=["image"],
-                output_names=["logits", "va"],
-                dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1, max=4096)}},
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-            )
+    with atomic_path(path) as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            _Plain(model),
+            (face,),
+            str(temporary),
+            input_names=["image"],
+            output_names=["logits", "va"],
+            dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1, max=4096)}},
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
         graph = onnx.load(temporary)
-        del graph.metadata_props[:]
-        entry = graph.metadata_props.add()
-        entry.key, entry.value = "model_config", json.dumps(model.config)
+        onnx.helper.set_model_props(graph, {"model_config": json.dumps(model.config)})
         onnx.save(graph, temporary)
     return Path(path)
 
 
 def export_to_int8(onnx_path, path, faces):
-    """Quantise an ONNX file to 8 bits (static, QDQ, per channel), calibrated on `faces`.
+    """Quantise an ONNX file to 8 bits (static, QDQ, per channel).
 
-    `faces` is a float array (N, 3, S, S) of training faces; the ranges of all activations are
-    measured on them. The heads' last layers stay in float: they are small and decide.
+    The ranges of all activations are measured on `faces`, a float array (N, 3, S, S) of training
+    faces. The heads stay in float: they are small and decide.
     """
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static, shape_inference
 
-    with atomic_path(path) as temporary:
-        prepared = temporary.with_name(temporary.stem + "-prepared.onnx")
-        try:
-            shape_inference.quant_pre_process(str(onnx_path), str(prepared))
-            quantize_static(
-                str(prepared),
-                str(temporary),
-                _Calibration(faces),
-                quant_format=QuantFormat.QDQ,
-                per_channel=True,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                op_types_to_quantize=["Conv", "Add", "MaxPool", "GlobalAveragePool"],
-            )
-        finally:
-            prepared.unlink(missing_ok=True)
+    parts = np.array_split(faces, max(1, len(faces) // 16))
+    batches = iter([{"image": part} for part in parts])
+    with TemporaryDirectory() as scratch, atomic_path(path) as temporary:
+        prepared = f"{scratch}/prepared.onnx"
+        shape_inference.quant_pre_process(str(onnx_path), prepared)
+        quantize_static(
+            prepared,
+            str(temporary),
+            SimpleNamespace(get_next=lambda: next(batches, None)),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            op_types_to_quantize=["Conv", "Add", "MaxPool", "GlobalAveragePool"],
+        )
     return Path(path)
 
 
@@ -139,8 +131,7 @@ def export_to_keras(model, path):
     """
     keras = import_keras()
     model, face = _ready(model, "cpu")
-    size = face.shape[-1]
-    twin = _KerasTwin(keras, size).convert(model)
+    twin = _KerasTwin(keras, face.shape[-1]).convert(model)
     with atomic_path(path) as temporary:
         logging.disable(logging.WARNING)  # .h5 is called legacy, but it is what people ask for
         try:
@@ -161,15 +152,6 @@ class _Plain(nn.Module):
         return tuple(self.model(image))
 
 
-class _Calibration:
-    def __init__(self, faces):
-        self.faces = iter(np.array_split(faces, max(1, len(faces) // 16)))
-
-    def get_next(self):
-        faces = next(self.faces, None)
-        return None if faces is None else {"image": faces}
-
-
 class _KerasTwin:
     """Walk the traced graph of a PyTorch model and call the Keras layer of each step."""
 
@@ -179,7 +161,8 @@ class _KerasTwin:
 
     def convert(self, model):
         values = {}
-        for node in torch.fx.symbolic_trace(model).graph.nodes:
+        *steps, output = torch.fx.symbolic_trace(model).graph.nodes
+        for node in steps:
             inputs = [values[a] for a in node.args if isinstance(a, torch.fx.Node) and a in values]
             if node.op == "placeholder":
                 values[node] = self.input
@@ -187,9 +170,7 @@ class _KerasTwin:
                 values[node] = self.module(model.get_submodule(node.target), inputs[0])
             elif node.op in ("call_function", "call_method"):
                 values[node] = self.function(node, inputs)
-            elif node.op == "output":
-                return self.keras.Model(self.input, values[node.args[0]])
-        raise AssertionError("a traced graph ends in an output")
+        return self.keras.Model(self.input, values[output.args[0]])
 
     def module(self, part, x):
         """Return Keras' value of one PyTorch layer applied to `x`."""
@@ -209,52 +190,44 @@ class _KerasTwin:
             return layers.GlobalAveragePooling2D(keepdims=True)(x)
         if isinstance(part, nn.Identity | nn.Dropout):
             return x
-        simple = {nn.ReLU6: layers.ReLU(6.0), nn.ReLU: layers.ReLU()}
-        simple[nn.Tanh] = layers.Activation("tanh")
-        if type(part) in simple:
-            return simple[type(part)](x)
+        if isinstance(part, nn.ReLU | nn.ReLU6 | nn.Tanh):
+            return layers.Activation(type(part).__name__.lower())(x)
         return self.refuse(type(part).__name__)
 
     def function(self, node, inputs):
         """Return Keras' value of a function that is no layer."""
         name = node.target if isinstance(node.target, str) else node.target.__name__
-        if node.target is operator.add or name == "add":
+        if name == "add":
             return self.layers.Add()(inputs)
         if name == "flatten":
             return self.layers.Flatten()(inputs[0])
         if name == "adaptive_avg_pool2d" and node.args[1] in (1, (1, 1)):
             return self.layers.GlobalAveragePooling2D(keepdims=True)(inputs[0])
-        if name == "EmotionOutput":
-            return inputs
-        return self.refuse(name)
+        return inputs if name == "EmotionOutput" else self.refuse(name)
 
     def convolution(self, part, x):
-        depthwise = part.groups == part.in_channels and part.groups > 1
-        if not depthwise and part.groups > 1:
-            return self.refuse("grouped Conv2d")
         options = {"strides": part.stride, "use_bias": part.bias is not None}
-        if depthwise:
+        if part.groups == 1:
+            layer = self.layers.Conv2D(part.out_channels, part.kernel_size, **options)
+            kernel = part.weight.permute(2, 3, 1, 0)
+        elif part.groups == part.in_channels:
             layer = self.layers.DepthwiseConv2D(part.kernel_size, **options)
             kernel = part.weight.permute(2, 3, 0, 1)
         else:
-            layer = self.layers.Conv2D(part.out_channels, part.kernel_size, **options)
-            kernel = part.weight.permute(2, 3, 1, 0)
-        weights = [kernel] if part.bias is None else [kernel, part.bias]
-        return self.with_weights(layer, self.pad(part.padding, x), weights)
+            return self.refuse("grouped Conv2d")
+        return self.with_weights(layer, self.pad(part.padding, x), [kernel, part.bias])
 
     def pad(self, padding, x):
-        padding = padding if isinstance(padding, tuple) else (padding, padding)
-        return self.layers.ZeroPadding2D(padding)(x) if any(padding) else x
+        return self.layers.ZeroPadding2D(padding)(x) if np.any(padding) else x
 
     def with_weights(self, layer, x, weights):
         result = layer(x)
-        layer.set_weights([w.detach().numpy() for w in weights])
+        layer.set_weights([w.detach().numpy() for w in weights if w is not None])
         return result
 
     def refuse(self, what):
         raise EmoError(
-            f"no Keras twin: this backbone uses {what}; export it as onnx or torchscript, or "
-            "train resnet18 or mobilenet_v2"
+            f"no Keras twin: this backbone uses {what}; export onnx, or train resnet18/mobilenet_v2"
         )
 
 
@@ -265,23 +238,15 @@ def _ready(model, device):
     return model, torch.zeros(2, 3, size, size, device=device)
 
 
-def _write(name, model, path, folder, dataset, reference):
-    if name == "weights":
-        save_weights(model, path)
-    elif name == "torchscript":
-        export_to_torchscript(model, path)
-    elif name == "onnx":
-        export_to_onnx(model, path)
-    elif name == "keras":
-        export_to_keras(model, path)
+def _write(name, model, path, dataset, reference):
+    writers = {"weights": save_weights, "torchscript": export_to_torchscript}
+    writers |= {"onnx": export_to_onnx, "keras": export_to_keras}
+    if name in writers:
+        writers[name](model, path)
     else:
-        onnx_path = path.with_name(path.stem + "-float.onnx")
-        try:
-            export_to_onnx(model, onnx_path)
-            faces = _faces(dataset.part("train"), reference, CALIBRATION_FACES)
-            export_to_int8(onnx_path, path, faces)
-        finally:
-            onnx_path.unlink(missing_ok=True)
+        calibration = _faces(dataset.part("train"), reference, CALIBRATION_FACES)
+        with TemporaryDirectory() as scratch:
+            export_to_int8(export_to_onnx(model, f"{scratch}/float.onnx"), path, calibration)
 
 
 def _faces(part, reference, count):
@@ -290,22 +255,19 @@ def _faces(part, reference, count):
     return reference.preprocessor.preprocess_batch(list(part.images[rows][..., ::-1])).numpy()
 
 
-def _facts(name, path, recognizer, faces, expected, dataset):
+def _facts(name, path, recognizer, faces, expected, val):
     logits, va = recognizer.run(faces)
-    row = {
+    numbers = compute_metrics(predict_dataset(recognizer, val), va=recognizer.va, rounds=1)
+    return {
         "format": name,
         "megabytes": path.stat().st_size / 1e6,
         "max_logit_difference": float(np.abs(logits - expected[0]).max()),
         "max_va_difference": float(np.abs(va - expected[1]).max()),
         "agreement": float((logits.argmax(1) == expected[0].argmax(1)).mean()),
+        "val_accuracy": numbers["emotion"]["accuracy"],
+        "val_mean_ccc": numbers["mean_ccc"],
+        **_latency(recognizer, faces[:1]),
     }
-    return row | _quality(recognizer, dataset.part("val")) | _latency(recognizer, faces[:1])
-
-
-def _quality(recognizer, part):
-    numbers = compute_metrics(predict_dataset(recognizer, part), va=recognizer.va, rounds=1)
-    accuracy, mean_ccc = numbers["emotion"]["accuracy"], numbers["mean_ccc"]
-    return {"val_accuracy": accuracy, "val_mean_ccc": mean_ccc}
 
 
 def _latency(recognizer, face):
@@ -318,12 +280,10 @@ def _latency(recognizer, face):
     return {"median_ms": float(median), "p95_ms": float(p95)}
 
 
-def _prove(row, path):
-    if row["format"] == "int8":
-        return
-    worst = max(row["max_logit_difference"], row["max_va_difference"])
-    if not (worst <= TOLERANCE and row["agreement"] == 1):
+def _prove(row):
+    name, worst = row["format"], max(row["max_logit_difference"], row["max_va_difference"])
+    if name != "int8" and not (worst <= TOLERANCE and row["agreement"] == 1):
         raise EmoError(
-            f"{path.name} differs from PyTorch by {worst:.2g} (allowed: {TOLERANCE}) and agrees "
+            f"{FILES[name]} differs from PyTorch by {worst:.2g} (allowed: {TOLERANCE}) and agrees "
             f"on {row['agreement']:.1%} of the faces, so it was not written; please report this"
         )

@@ -3,7 +3,7 @@
 import os
 import threading
 import weakref
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 import cv2
 import numpy as np
@@ -14,7 +14,7 @@ from emo.errors import EmoError
 DEFAULT_MARGIN = 0.2  # of the box's longer side, added on each of the four sides
 
 
-class MediaPipeFaceDetector:
+class MediaPipeFaceDetector(AbstractContextManager):
     """Detect faces in BGR images; a box is (x, y, width, height) in pixels, brow to chin.
 
     The model is BlazeFace short range (faces within about two metres). Use it as a context
@@ -23,9 +23,7 @@ class MediaPipeFaceDetector:
 
     def __init__(self, min_detection_confidence=0.5):
         if not 0 <= min_detection_confidence <= 1:
-            raise EmoError(
-                f"min_detection_confidence is {min_detection_confidence}; expected 0 to 1"
-            )
+            raise EmoError(f"min_detection_confidence takes 0 to 1, not {min_detection_confidence}")
         os.environ.setdefault("GLOG_minloglevel", "2")  # before the import, or its log is noise
         from mediapipe.tasks.python import BaseOptions, vision
 
@@ -39,18 +37,17 @@ class MediaPipeFaceDetector:
             # At exit at the latest: MediaPipe's own clean-up fails once the interpreter goes.
             self._close = weakref.finalize(self, _close_quietly, self._detector)
             self._lock = threading.Lock()
-            self.detect(np.zeros((128, 128, 3), np.uint8))  # its first call logs warnings
 
     def detect(self, image_bgr):
         """Return a list of (bbox, score) for a BGR uint8 image (H, W, 3), largest face first."""
         import mediapipe
 
-        if image_bgr is None or image_bgr.ndim != 3 or image_bgr.shape[2] != 3:
-            shape = None if image_bgr is None else image_bgr.shape
+        shape = getattr(image_bgr, "shape", None)
+        if shape is None or len(shape) != 3 or shape[2] != 3:
             raise EmoError(f"expected a BGR image (H, W, 3), got {shape}")
         rgb = np.ascontiguousarray(cv2.cvtColor(image_bgr, cv2.COLOR_BGR2RGB))
         image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=rgb)
-        with self._lock:
+        with self._lock, quiet_stderr():  # a warning may come with any frame
             found = self._detector.detect(image).detections
         faces = [
             ((b.origin_x, b.origin_y, b.width, b.height), float(face.categories[0].score))
@@ -72,9 +69,6 @@ class MediaPipeFaceDetector:
         """Release MediaPipe's graph; a second call does nothing."""
         self._close()
 
-    def __enter__(self):
-        return self
-
     def __exit__(self, *exception):
         self.close()
 
@@ -93,9 +87,7 @@ def crop_face(image_bgr, bbox, margin=DEFAULT_MARGIN):
         raise EmoError(f"the box {tuple(bbox)} lies outside the image of {columns}×{rows} pixels")
     right, bottom = left + side - columns, top + side - rows
     padding = [max(edge, 0) for edge in (-top, bottom, -left, right)]
-    if any(padding):
-        return cv2.copyMakeBorder(inside, *padding, cv2.BORDER_REPLICATE)
-    return inside
+    return cv2.copyMakeBorder(inside, *padding, cv2.BORDER_REPLICATE)
 
 
 def measure_crop_margin(faces_bgr, detector):
@@ -122,16 +114,32 @@ def _close_quietly(detector):
 
 @contextmanager
 def quiet_stderr():
-    """Hide what C++ libraries write to the process's stderr: their log would frighten a class."""
+    """Hide what C++ libraries write to the process's stderr: their log would frighten a class.
+
+    Threads may overlap in it: the first one in hides, the last one out restores.
+    """
+    with _quiet_lock:
+        if not _quiet:
+            _quiet.append(_hide_stderr())
+        _quiet.append(None)
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet.pop()
+            if len(_quiet) == 1 and (kept := _quiet.pop()) is not None:
+                os.dup2(kept, 2)
+                os.close(kept)
+
+
+def _hide_stderr():
     try:
         kept = os.dup(2)
     except OSError:  # a process without a stderr has nothing to hide
-        yield
-        return
-    try:
-        with open(os.devnull, "w") as null:
-            os.dup2(null.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        return None
+    with open(os.devnull, "w") as null:
+        os.dup2(null.fileno(), 2)
+    return kept
+
+
+_quiet, _quiet_lock = [], threading.Lock()  # the true stderr, then an entry for each one inside

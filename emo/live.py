@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -20,30 +20,25 @@ FORGET = 1.0  # seconds after which a face that went missing is a new one
 
 @dataclass
 class Face:
-    """One face in one frame; numbers are smoothed over its track."""
+    """One face in one frame; numbers are smoothed over its track, None if nothing was predicted."""
 
     track: int
     bbox: tuple
     score: float
     time: float
-    state: str = "ok"  # ok, "not sure" or "too small" (then nothing was predicted)
+    state: str = "too small"  # then nothing was predicted; else "ok" or "not sure"
     probabilities: np.ndarray | None = None  # (8,) in AffectNet's order
     valence: float | None = None
     arousal: float | None = None
 
     @property
-    def emotion_id(self):
-        """Id 0–7 of the most probable class, None when nothing was predicted."""
-        return None if self.probabilities is None else int(self.probabilities.argmax())
-
-    @property
     def emotion(self):
-        """Name of the most probable class, None when nothing was predicted."""
-        return None if self.probabilities is None else EMOTIONS[self.emotion_id]
+        """Name of the most probable class."""
+        return None if self.probabilities is None else EMOTIONS[self.probabilities.argmax()]
 
     @property
     def confidence(self):
-        """Probability of the most probable class, None when nothing was predicted."""
+        """Probability of the most probable class."""
         return None if self.probabilities is None else float(self.probabilities.max())
 
 
@@ -52,15 +47,14 @@ class _Track:
     number: int
     bbox: tuple
     seen: float
-    state: np.ndarray | None = field(default=None)  # (10,) probabilities, valence, arousal
+    state: np.ndarray | None = None  # (10,) probabilities, valence, arousal
 
 
 class LivePipeline:
     """Frame (BGR) → list of `Face`: detect, follow, crop, predict, smooth.
 
-    `smoothing` is the time constant in seconds of an exponential average over each face's
-    probabilities, valence and arousal; 0 shows raw values. Every front end (window, film,
-    notebook) uses this one class. Not for use by several threads at once.
+    `smoothing` is the time constant, in seconds, of an exponential average over each face's
+    numbers; 0 shows raw ones. Not for use by several threads at once.
     """
 
     def __init__(self, recognizer, detector=None, *, smoothing=0.3, max_faces=10):
@@ -82,20 +76,13 @@ class LivePipeline:
         seconds = time.monotonic() if seconds is None else seconds
         found = self.detector.detect(frame_bgr)[: self.max_faces]
         tracks = self._follow([bbox for bbox, _ in found], seconds)
-        faces = [
-            Face(track.number, bbox, score, seconds)
-            for track, (bbox, score) in zip(tracks, found, strict=True)
-        ]
+        faces = [Face(t.number, *face, seconds) for t, face in zip(tracks, found, strict=True)]
         large = [i for i, face in enumerate(faces) if min(face.bbox[2:]) >= MIN_FACE]
-        for face in faces:
-            face.state = "too small"
-        margin = self.recognizer.crop_margin
-        crops = [crop_face(frame_bgr, faces[i].bbox, margin) for i in large]
-        if crops:
-            results = self.recognizer.predict_batch(
-                self.recognizer.preprocessor.preprocess_batch(crops)
-            )
-            for i, result in zip(large, results, strict=True):
+        if large:
+            margin = self.recognizer.crop_margin
+            crops = [crop_face(frame_bgr, faces[i].bbox, margin) for i in large]
+            batch = self.recognizer.preprocessor.preprocess_batch(crops)
+            for i, result in zip(large, self.recognizer.predict_batch(batch), strict=True):
                 self._smooth(tracks[i], faces[i], result, seconds)
         for track in tracks:
             track.seen = seconds
@@ -147,13 +134,11 @@ def faces_table(faces):
     """Return one row a face: time, face, box, probabilities, valence, arousal. Numbers only."""
     columns = ["time", "face", "x", "y", "width", "height", "state", "emotion"]
     columns += [*PROBABILITY_COLUMNS, "valence", "arousal"]
-    nothing = np.full(8, np.nan)
-    rows = [
-        (f.time, f.track, *f.bbox, f.state, f.emotion)
-        + tuple(nothing if f.probabilities is None else f.probabilities)
-        + (f.valence, f.arousal)
-        for f in faces
-    ]
+    rows = []
+    for f in faces:
+        probabilities = np.full(8, np.nan) if f.probabilities is None else f.probabilities
+        row = (f.time, f.track, *f.bbox, f.state, f.emotion, *probabilities, f.valence, f.arousal)
+        rows.append(row)
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -207,10 +192,8 @@ def _draw_plane(canvas, faces, va, unit):
     cv2.line(canvas, (middle[0], top), (middle[0], top + side), (200, 200, 200), 1)
     for face in faces:
         if face.valence is not None:
-            point = (
-                int(middle[0] + face.valence * side / 2),
-                int(middle[1] - face.arousal * side / 2),
-            )
+            right, up = face.valence * side / 2, face.arousal * side / 2
+            point = (int(middle[0] + right), int(middle[1] - up))
             cv2.circle(canvas, point, int(6 * unit), (255, 255, 255), -1, cv2.LINE_AA)
             cv2.circle(canvas, point, int(5 * unit), _bgr(face.emotion), -1, cv2.LINE_AA)
     _text(canvas, "arousal", (middle[0] + 3, top + int(12 * unit)), 0.7 * unit)
@@ -235,5 +218,4 @@ def _text(canvas, text, origin, unit):
 
 
 def _bgr(emotion):
-    value = int(COLOURS[emotion][1:], 16)
-    return (value & 255, value >> 8 & 255, value >> 16)
+    return tuple(bytes.fromhex(COLOURS[emotion][1:]))[::-1]

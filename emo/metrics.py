@@ -9,11 +9,10 @@ from emo.errors import EmoError
 CLASSES = len(EMOTIONS)
 
 
-def confusion(target, predicted, classes=CLASSES):
-    """Count (classes, classes): row = target class, column = predicted class."""
-    target, predicted = np.asarray(target, int), np.asarray(predicted, int)
-    cells = target * classes + predicted
-    return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
+def confusion(target, predicted):
+    """Count (8, 8): row = target class, column = predicted class."""
+    cells = np.asarray(target, int) * CLASSES + np.asarray(predicted, int)
+    return np.bincount(cells, minlength=CLASSES**2).reshape(CLASSES, CLASSES)
 
 
 def accuracy(matrix):
@@ -83,16 +82,14 @@ def reliability(probabilities, target, bins=15):
     top = probabilities.max(axis=1)
     hit = probabilities.argmax(axis=1) == np.asarray(target)
     index = np.minimum((top * bins).astype(int), bins - 1)
-    count = np.bincount(index, minlength=bins)
-    confidence = _divide(np.bincount(index, weights=top, minlength=bins), count)
-    return count, confidence, _divide(np.bincount(index, weights=hit, minlength=bins), count)
+    count, confidence, correct = (np.bincount(index, w, bins) for w in (None, top, hit))
+    return count, _divide(confidence, count), _divide(correct, count)
 
 
 def softmax(logits, temperature=1.0):
     """Turn logits (N, C) into probabilities; a temperature above 1 makes them less sure."""
     scaled = np.asarray(logits, np.float64) / temperature
-    scaled -= scaled.max(axis=1, keepdims=True)
-    exponentials = np.exp(scaled)
+    exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
@@ -110,8 +107,8 @@ def fit_temperature(logits, target):
     return float(np.exp(found.x))
 
 
-def bootstrap(statistic, rows, groups=None, rounds=1000, seed=0, level=0.95):
-    """Return the percentile interval of `statistic(indices)` over resampled rows.
+def bootstrap(statistic, rows, groups=None, rounds=1000, seed=0):
+    """Return the 95 % percentile interval of `statistic(indices)` over resampled rows.
 
     `rows` is their number. With `groups` (N,), whole groups are drawn: faces of one person are
     not independent. `statistic` takes an index array and returns a float.
@@ -127,18 +124,14 @@ def bootstrap(statistic, rows, groups=None, rounds=1000, seed=0, level=0.95):
             np.concatenate([members[g] for g in generator.integers(0, count, count)])
             for _ in range(rounds)
         )
-    values = [statistic(indices) for indices in draws]
-    tail = (1 - level) / 2
-    return [float(v) for v in np.quantile(values, [tail, 1 - tail])]
+    return np.quantile([statistic(indices) for indices in draws], [0.025, 0.975]).tolist()
 
 
 def _pair(target, predicted):
     target, predicted = np.asarray(target, float).ravel(), np.asarray(predicted, float).ravel()
     if target.shape != predicted.shape or not target.size:
-        raise EmoError(
-            f"got {target.size} targets and {predicted.size} predictions; "
-            "expected the same number of each, at least one"
-        )
+        got = f"{target.size} targets and {predicted.size} predictions"
+        raise EmoError(f"got {got}; expected the same number of each, at least one")
     if not (np.isfinite(target).all() and np.isfinite(predicted).all()):
         raise EmoError("targets or predictions hold NaN; drop the rows without annotation first")
     return target, predicted

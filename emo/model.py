@@ -25,11 +25,7 @@ class EmotionOutput(NamedTuple):
 
 
 class EmotionModel(nn.Module):
-    """Shared features (B, F) → two small heads.
-
-    `config` (plain values only) travels inside the state dict as `_extra_state`, so that a file
-    of weights explains itself.
-    """
+    """Shared features (B, F) → two small heads; `config` (plain values) travels in the weights."""
 
     def __init__(self, backbone, features, config):
         super().__init__()
@@ -56,28 +52,22 @@ class EmotionModel(nn.Module):
         self.config = dict(state)
 
 
-def create_model(backbone="resnet18", num_classes=len(EMOTIONS), pretrained=True):
+def create_model(backbone="resnet18", num_classes=8, pretrained=True):
     """Build the two-headed model on any torchvision classifier that ends in a linear layer.
 
-    `pretrained` loads ImageNet weights through torch.hub's cache; it raises `EmoError` where
-    they can't be fetched.
+    `pretrained` loads ImageNet weights through torch.hub's cache, or raises `EmoError`.
     """
     if backbone not in list_models(module=torchvision_models):
-        raise EmoError(
-            f"unknown backbone {backbone!r}; expected resnet18, mobilenet_v2 or another name "
-            "from torchvision.models.list_models()"
-        )
+        names = "resnet18, mobilenet_v2 or another of torchvision.models.list_models()"
+        raise EmoError(f"unknown backbone {backbone!r}; expected {names}")
     try:
         network = get_model(backbone, weights="DEFAULT" if pretrained else None)
     except (URLError, OSError, RuntimeError) as error:
-        raise EmoError(
-            f"the ImageNet weights of {backbone} could not be fetched ({error}); connect to the "
-            "internet once, or train from scratch: --no-pretrained, pretrained=False"
-        ) from error
-    classes = (
-        list(EMOTIONS) if num_classes == len(EMOTIONS) else [str(i) for i in range(num_classes)]
-    )
-    config = {"backbone": backbone, "classes": classes}
+        why = f"the ImageNet weights of {backbone} could not be fetched ({error})"
+        cure = "connect to the internet once, or use --no-pretrained (pretrained=False)"
+        raise EmoError(f"{why}; {cure}") from error
+    classes = EMOTIONS if num_classes == len(EMOTIONS) else map(str, range(num_classes))
+    config = {"backbone": backbone, "classes": list(classes)}
     return EmotionModel(network, _remove_classifier(network, backbone), config)
 
 
@@ -89,16 +79,13 @@ def save_weights(model, path):
 
 def load_torch(path):
     """Load a `.pth` file as data only; raise `EmoError` when it is missing, damaged or unsafe."""
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise EmoError(f"{path} does not exist; train a model first: python -m emo train …")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise EmoError(
-            f"{path} is not a file of plain weights and was not opened, because it could run "
-            f"code ({str(error).splitlines()[0]}); use a file that `emo train` wrote"
-        ) from error
+        why = f"is no file of plain weights and could run code ({str(error).splitlines()[0]})"
+        raise EmoError(f"{path} {why}; use a file that `emo train` wrote") from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
         raise EmoError(f"{path} is damaged or no PyTorch file ({error}); write it again") from error
 
@@ -114,10 +101,9 @@ def load_model(path):
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise EmoError(
-            f"the weights in {path} do not fit a {config['backbone']} with two heads "
-            f"({str(error).splitlines()[-1].strip()}); use a file that `emo train` wrote"
-        ) from error
+        *_, last = str(error).splitlines()
+        why = f"do not fit a {config['backbone']} with two heads ({last.strip()})"
+        raise EmoError(f"the weights in {path} {why}; use a file that `emo train` wrote") from error
     return model.eval()
 
 
@@ -125,10 +111,8 @@ def _remove_classifier(network, backbone):
     """Replace the last linear layer by the identity and return its number of inputs."""
     linear = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)]
     if not linear or backbone in ("inception_v3", "googlenet"):
-        raise EmoError(
-            f"{backbone} does not end in one linear classifier, so no heads can be put on it; "
-            "choose resnet18, mobilenet_v2, efficientnet_b0 or a similar backbone"
-        )
+        cure = "choose resnet18, mobilenet_v2, efficientnet_b0 or a similar one"
+        raise EmoError(f"{backbone} has no single linear layer that heads could replace; {cure}")
     parent, _, name = linear[-1].rpartition(".")
     owner = network.get_submodule(parent)
     features = getattr(owner, name).in_features

@@ -27,40 +27,33 @@ def plot_class_counts(manifest, ax=None):
         counts = np.bincount(rows[rows >= 0].astype(int), minlength=len(EMOTIONS))
         if counts.sum():
             ax.barh(EMOTIONS, counts, left=left, color=list(COLOURS.values()), alpha=alpha)
-            _count_labels(ax, left, counts, name)
+            for i, count in enumerate(counts if name in ("train", "all") else ()):
+                ax.annotate(f" {count}", (0, i), va="center", fontsize=8, color="white")
             left += counts
     ax.invert_yaxis()
     ax.set(xlabel="images (dark: train, middle: val, light: test)", ylabel="")
     return ax
 
 
-def _count_labels(ax, left, counts, name):
-    if name in ("train", "all"):
-        for i, count in enumerate(counts):
-            ax.annotate(f" {count}", (0, i), va="center", fontsize=8, color="white")
-
-
 def plot_mosaic(images, ax=None, columns=8, title=""):
     """Tile RGB uint8 images (N, S, S, 3) into one picture, `columns` a row."""
     ax = ax or plt.gca()
-    images = np.asarray(images)
-    rows = -(-len(images) // columns)
-    canvas = np.full((rows * columns, *images.shape[1:]), 255, np.uint8)
-    canvas[: len(images)] = images
-    size = images.shape[1]
-    grid = canvas.reshape(rows, columns, size, size, 3).swapaxes(1, 2)
-    ax.imshow(grid.reshape(rows * size, columns * size, 3))
+    images = np.asarray(images, np.uint8)
+    size, missing = images.shape[1], -len(images) % columns
+    images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)), constant_values=255)
+    grid = images.reshape(-1, columns, size, size, 3).swapaxes(1, 2)
+    ax.imshow(grid.reshape(-1, columns * size, 3))
     ax.set(xticks=[], yticks=[], title=title)
     return ax
 
 
-def plot_va_plane(ax=None, class_means=True, words=True, derived=False):
+def plot_va_plane(ax=None, class_means=True, derived=False):
     """Draw the empty valence–arousal plane, −1 to 1, with circumplex words and class means."""
     ax = ax or plt.gca()
     ax.axhline(0, color="0.8", linewidth=1, zorder=0)
     ax.axvline(0, color="0.8", linewidth=1, zorder=0)
     ax.add_patch(plt.Circle((0, 0), 1, fill=False, color="0.85", zorder=0))
-    for word, place in CIRCUMPLEX.items() if words else ():
+    for word, place in CIRCUMPLEX.items():
         ax.annotate(word, place, color="0.6", ha="center", va="center", fontsize=8, style="italic")
     for name, place in zip(EMOTIONS, CLASS_MEAN_VA, strict=True) if class_means else ():
         ax.plot(*place, marker="D", color=COLOURS[name], markeredgecolor="white", markersize=8)
@@ -78,9 +71,8 @@ def plot_va_points(manifest, ax=None, derived=False):
     ax = plot_va_plane(ax, class_means=False, derived=derived)
     for i, name in enumerate(EMOTIONS):
         rows = manifest[manifest["emotion"] == i]
-        ax.scatter(
-            rows["valence"], rows["arousal"], s=6, alpha=0.4, color=COLOURS[name], label=name
-        )
+        style = {"s": 6, "alpha": 0.4, "color": COLOURS[name], "label": name}
+        ax.scatter(rows["valence"], rows["arousal"], **style)
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, markerscale=2, frameon=False)
     return ax
 
@@ -94,9 +86,8 @@ def plot_confusion(matrix, ax=None):
     for (row, column), count in np.ndenumerate(matrix):
         colour = "white" if shares[row, column] > 0.5 else "black"
         ax.annotate(str(count), (column, row), ha="center", va="center", color=colour, fontsize=8)
-    ticks = range(len(EMOTIONS))
-    ax.set_xticks(ticks, EMOTIONS, rotation=45, ha="right")
-    ax.set_yticks(ticks, EMOTIONS)
+    ax.set_xticks(range(len(EMOTIONS)), EMOTIONS, rotation=45, ha="right")
+    ax.set_yticks(range(len(EMOTIONS)), EMOTIONS)
     ax.set(xlabel="predicted", ylabel="true")
     return ax
 
@@ -116,14 +107,13 @@ def plot_history(history, ax=None):
     """Draw losses and validation scores of a training history, one curve each."""
     ax = ax or plt.gca()
     curves = {
-        "train_loss": "train loss",
-        "val_loss": "val loss",
-        "val_macro_f1": "val macro F1",
-        "val_ccc_valence": "val CCC valence",
-        "val_ccc_arousal": "val CCC arousal",
+        "train_loss": ("train loss", "#7f7f7f"),
+        "val_loss": ("val loss", "#000000"),
+        "val_macro_f1": ("val macro F1", "#0072B2"),
+        "val_ccc_valence": ("val CCC valence", "#E69F00"),
+        "val_ccc_arousal": ("val CCC arousal", "#009E73"),
     }
-    palette = ("#7f7f7f", "#000000", "#0072B2", "#E69F00", "#009E73")
-    for (column, label), colour in zip(curves.items(), palette, strict=True):
+    for column, (label, colour) in curves.items():
         if history[column].notna().any():
             ax.plot(history["epoch"], history[column], marker="o", color=colour, label=label)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -135,10 +125,9 @@ def plot_history(history, ax=None):
 def plot_reliability(count, confidence, correct, ax=None):
     """Draw accuracy against confidence of each bin (see `metrics.reliability`)."""
     ax = ax or plt.gca()
-    there = np.asarray(count) > 0
     ax.plot([0, 1], [0, 1], color="0.7", linewidth=1)
-    sizes = 200 * np.asarray(count)[there] / max(np.max(count), 1) + 10
-    ax.scatter(np.asarray(confidence)[there], np.asarray(correct)[there], s=sizes, color="#0072B2")
+    count, confidence, correct = np.array([count, confidence, correct])[:, np.asarray(count) > 0]
+    ax.scatter(confidence, correct, s=200 * count / count.max(initial=1) + 10, color="#0072B2")
     ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="confidence", ylabel="accuracy")
     return ax
 
@@ -156,12 +145,11 @@ def plot_session(table, ax=None, derived=False):
     return ax
 
 
-def plot_timeline(table, ax=None, face=None):
-    """Draw the probabilities of one face over the seconds of a session (a `faces_table`)."""
+def plot_timeline(table, ax=None):
+    """Draw the probabilities of the face seen most over the seconds of a `faces_table`."""
     ax = ax or plt.gca()
     if len(table):
-        face = table["face"].value_counts().index[0] if face is None else face
-        rows = table[table["face"] == face]
+        rows = table[table["face"] == table["face"].mode()[0]]
         for name in EMOTIONS:
             ax.plot(rows["time"], rows[f"p_{name.lower()}"], color=COLOURS[name], label=name)
         ax.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, frameon=False)

@@ -20,19 +20,20 @@ from emo.metrics import softmax
 from emo.model import load_model
 
 CHUNK = 64  # faces in one forward pass, so that a long list does not fill the memory
+PREPROCESSING = ("image_size", "mean", "std", "colour")
 
 
 class EmotionPreprocessor:
-    """Turn face crops into the tensor a model was trained on.
+    """Turn face crops into a model's input: by default 224-pixel RGB, normalised as ImageNet's.
 
-    Without arguments it is the 224-pixel RGB ImageNet default; `create_recognizer(…)
-    .preprocessor` is the one that fits a model.
+    `create_recognizer(…).preprocessor` is the one that fits a model.
     """
 
     def __init__(self, image_size=224, mean=IMAGE_MEAN, std=IMAGE_STD, colour="rgb"):
         if colour not in ("rgb", "grey"):
             raise EmoError(f"colour is {colour!r}; expected 'rgb' or 'grey'")
-        self.image_size, self.mean, self.std, self.colour = image_size, mean, std, colour
+        self.image_size = image_size
+        self.mean, self.std, self.colour = list(mean), list(std), colour
 
     def preprocess_cv2(self, face_bgr):
         """Map one face crop (H, W, 3) BGR uint8 to a float tensor (1, 3, S, S)."""
@@ -42,9 +43,8 @@ class EmotionPreprocessor:
         """Map a list of BGR uint8 crops of any sizes to a float tensor (B, 3, S, S)."""
         size = self.image_size
         rgb = [cv2.cvtColor(resize_face(face, size), cv2.COLOR_BGR2RGB) for face in faces_bgr]
-        stacked = np.stack(rgb) if rgb else np.zeros((0, size, size, 3), np.uint8)
-        images = torch.from_numpy(stacked).permute(0, 3, 1, 2)
-        return normalise(images, self.mean, self.std, self.colour)
+        images = torch.from_numpy(np.array(rgb, np.uint8).reshape(-1, size, size, 3))
+        return normalise(images.permute(0, 3, 1, 2), self.mean, self.std, self.colour)
 
 
 class EmotionRecognizer:
@@ -60,9 +60,7 @@ class EmotionRecognizer:
         self.va = config.get("va", "none")
         self.temperature = float(config.get("temperature", 1.0))
         self.crop_margin = float(config.get("crop_margin", DEFAULT_MARGIN))
-        self.preprocessor = EmotionPreprocessor(
-            config["image_size"], config["mean"], config["std"], config["colour"]
-        )
+        self.preprocessor = EmotionPreprocessor(*(config[name] for name in PREPROCESSING))
 
     def predict(self, tensor):
         """Predict one face, a tensor (1, 3, S, S) or (3, S, S) from the preprocessor.
@@ -89,8 +87,8 @@ class EmotionRecognizer:
         size = self.preprocessor.image_size
         if faces.ndim != 4 or faces.shape[1:] != (3, size, size):
             raise EmoError(
-                f"got faces of shape {tuple(faces.shape)}, expected (B, 3, {size}, {size}); "
-                "prepare them with recognizer.preprocessor.preprocess_batch(list of BGR crops)"
+                f"got faces of shape {tuple(faces.shape)}, expected (B, 3, {size}, {size}) from "
+                "recognizer.preprocessor.preprocess_batch(list of BGR crops)"
             )
         if not len(faces):
             return np.zeros((0, len(self.classes)), np.float32), np.zeros((0, 2), np.float32)
@@ -107,21 +105,19 @@ class EmotionRecognizer:
         found = detector.detect(image_bgr)
         crops = [crop_face(image_bgr, bbox, self.crop_margin) for bbox, _ in found]
         results = self.predict_batch(self.preprocessor.preprocess_batch(crops))
-        return [
-            {"bbox": bbox, "score": score, **result}
-            for (bbox, score), result in zip(found, results, strict=True)
-        ]
+        boxes = [{"bbox": bbox, "score": score} for bbox, score in found]
+        return [box | result for box, result in zip(boxes, results, strict=True)]
 
     def _result(self, probabilities, va):
         best = int(probabilities.argmax())
-        shown = self.va != "none"
+        valence, arousal = (None, None) if self.va == "none" else map(float, va)
         return {
             "emotion": self.classes[best],
             "emotion_id": best,
             "confidence": float(probabilities[best]),
             "probabilities": dict(zip(self.classes, map(float, probabilities), strict=True)),
-            "valence": float(va[0]) if shown else None,
-            "arousal": float(va[1]) if shown else None,
+            "valence": valence,
+            "arousal": arousal,
         }
 
 
@@ -134,16 +130,15 @@ def predict_files(recognizer, files, detector=None):
     rows = []
     for path in tqdm(list(files), "Predicting", unit="image"):
         image = decode(path)
+        note = "unreadable" if image is None else "no face found"
         if image is None:
-            rows.append({"image_path": str(path), "note": "unreadable"})
+            faces = []
         elif detector is None:
-            crop = recognizer.preprocessor.preprocess_cv2(image)
-            rows.append({"image_path": str(path), "face": 0, **recognizer.predict(crop)})
+            faces = [recognizer.predict(recognizer.preprocessor.preprocess_cv2(image))]
         else:
             faces = recognizer.recognize(image, detector)
-            rows += [{"image_path": str(path), "face": i, **f} for i, f in enumerate(faces)]
-            if not faces:
-                rows.append({"image_path": str(path), "note": "no face found"})
+        found = [{"face": i} | face for i, face in enumerate(faces)] or [{"note": note}]
+        rows += [{"image_path": str(path)} | row for row in found]
     return rows
 
 
@@ -163,18 +158,20 @@ def create_recognizer(model_path, config_path=None, device="cpu", threads=None):
         raise EmoError(f"device is {device!r}; expected cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise EmoError("device is cuda, but PyTorch sees no GPU here; use device cpu")
-    run, inside = LOADERS[path.suffix](path, device, threads)
+    try:
+        run, inside = LOADERS[path.suffix](path, device, threads)
+    except EmoError:
+        raise
+    except Exception as error:  # each library has its own, onnxruntime's without a public base
+        reason = str(error).partition("\n")[0]
+        raise EmoError(f"{path} is damaged or no {path.suffix} model ({reason})") from error
     beside = path.with_name("model_config.json")
-    if config_path is not None:
-        config = read_json(config_path)
-    else:
-        config = inside or (read_json(beside) if beside.is_file() else {})
-    missing = {"classes", "image_size", "mean", "std", "colour"} - set(config)
-    if missing:
-        raise EmoError(
-            f"no model_config.json for {path} (missing: {', '.join(sorted(missing))}); keep it "
-            "beside the model or name it with config_path"
-        )
+    if config_path is None and not inside and beside.is_file():
+        config_path = beside
+    config = read_json(config_path) if config_path else inside or {}
+    if missing := ", ".join(sorted({"classes", *PREPROCESSING} - set(config))):
+        advice = "keep model_config.json beside it or name it with config_path"
+        raise EmoError(f"the config of {path} lacks {missing}; {advice}")
     if len(config["classes"]) != len(EMOTIONS):
         raise EmoError(f"{path} has {len(config['classes'])} classes, expected {len(EMOTIONS)}")
     return EmotionRecognizer(run, config)
@@ -187,22 +184,16 @@ def _load_pth(path, device, threads):
 
 def _load_torchscript(path, device, threads):
     extra = {"model_config.json": ""}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated, and works
-            model = torch.jit.load(str(path), map_location=device, _extra_files=extra).eval()
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise EmoError(f"{path} is damaged or no TorchScript file ({reason})") from error
-    inside = json.loads(extra["model_config.json"]) if extra["model_config.json"] else None
-    return _torch_run(model, device, threads), inside
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated, and works
+        model = torch.jit.load(str(path), map_location=device, _extra_files=extra).eval()
+    return _torch_run(model, device, threads), json.loads(extra["model_config.json"] or "{}")
 
 
 def _torch_run(model, device, threads):
     def run(faces):
         before = torch.get_num_threads()
-        if threads:
-            torch.set_num_threads(threads)
+        torch.set_num_threads(threads or before)
         try:
             with torch.inference_mode():
                 logits, va = model(torch.from_numpy(faces).to(device))
@@ -220,29 +211,18 @@ def _load_onnx(path, device, threads):
     options.intra_op_num_threads = threads or physical_cores()
     options.log_severity_level = 3
     providers = ["CUDAExecutionProvider"] if device == "cuda" else []
-    missing = set(providers) - set(onnxruntime.get_available_providers())
-    if missing:
+    if not set(providers) <= set(onnxruntime.get_available_providers()):
         raise EmoError("this onnxruntime has no GPU support; install onnxruntime-gpu or use cpu")
-    try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=[*providers, "CPUExecutionProvider"]
-        )
-    except Exception as error:  # onnxruntime's classes share no public base but Exception
-        reason = str(error).splitlines()[0]
-        raise EmoError(f"{path} is damaged or no ONNX model ({reason})") from error
+    providers.append("CPUExecutionProvider")
+    session = onnxruntime.InferenceSession(str(path), options, providers)
     name = session.get_inputs()[0].name
-    metadata = session.get_modelmeta().custom_metadata_map
-    inside = json.loads(metadata["model_config"]) if "model_config" in metadata else None
+    inside = json.loads(session.get_modelmeta().custom_metadata_map.get("model_config", "{}"))
     return (lambda faces: tuple(session.run(["logits", "va"], {name: faces}))), inside
 
 
 def _load_keras(path, device, threads):
     keras = import_keras()
-    try:
-        model = keras.models.load_model(path, compile=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise EmoError(f"{path} is damaged or no Keras model ({reason})") from error
+    model = keras.models.load_model(path, compile=False)
 
     def run(faces):
         logits, va = model(np.ascontiguousarray(faces.transpose(0, 2, 3, 1)))  # channels last

@@ -24,16 +24,13 @@ from emo.emotions import (
     is_emotion_name,
 )
 from emo.errors import EmoError
-from emo.files import atomic_path
 
 SPLITS = {"train": "train", "training": "train", "train_set": "train"}
 SPLITS |= {"val": "val", "valid": "val", "validation": "val", "val_set": "val", "dev": "val"}
 SPLITS |= {"test": "test", "testing": "test"}
 VA = ("valence", "arousal")
-_AFFECTNET_2017 = (
-    "subDirectory_filePath face_x face_y face_width face_height facial_landmarks "
-    "expression valence arousal"
-).split()
+_COLUMNS = ["image_path", "split", "emotion", *VA]
+_AFFECTNET_2017 = {0: "subDirectory_filePath", 6: "expression", 7: "valence", 8: "arousal"}
 _FERPLUS_PARTS = {"FER2013Train": "train", "FER2013Valid": "val", "FER2013Test": "test"}
 
 
@@ -47,22 +44,18 @@ def read_dataset(root, layout=None, *, labels="label", class_order=None):
     """
     root = Path(root)
     if not root.is_dir():
-        raise EmoError(
-            f"{root} is no folder; get data first: run notebooks/01_download.ipynb or "
-            f"python -m emo synth --dest {root}"
-        )
+        raise EmoError(f"{root} is no folder; first run notebooks/01_download.ipynb or emo synth")
     base = _base(root)
     layout = layout or detect_layout(root)
     if layout not in LAYOUTS:
         raise EmoError(f"unknown layout {layout!r}; expected {', '.join(LAYOUTS)}")
     found = _image_paths(base)
     manifest = LAYOUTS[layout](base, found, {"labels": labels, "class_order": class_order})
-    manifest = _check_labels(_tidy(manifest, root), root)
+    manifest = _check_labels(_tidy(manifest), root)
     kept, dropped = _drop_missing(manifest, found, base, root)
     if kept.empty:
         raise EmoError(f"{root} ({layout} layout) has labels but none of their images is there")
-    reasons = manifest.attrs.get("dropped", {}) | dropped
-    rows = {"kept": len(kept)} | {f"dropped: {why}": n for why, n in reasons.items() if n}
+    rows = {"kept": len(kept)} | {f"dropped: {why}": n for why, n in dropped.items() if n}
     kept.attrs = {"layout": layout, "report": pd.DataFrame({"rows": pd.Series(rows)})}
     return kept
 
@@ -84,14 +77,13 @@ def detect_layout(root):
         return "ferplus"
     if any((base / part / "annotations").is_dir() for part in ("train_set", "val_set")):
         return "affectnet2021"
-    if _affectnet_2017_lists(base):
+    if any(_affectnet_2017_lists(base)):
         return "affectnet2017"
     if _class_folders(base):
         return "folders"
     raise EmoError(
-        f"{root} holds no data set that emo knows: no labels.csv, no FER2013Train, no "
-        "train_set/annotations, no AffectNet list and no folders named after emotions; "
-        "data/README.md shows the expected trees"
+        f"{root} holds no data set that emo knows: no labels.csv, FER2013Train, train_set, "
+        "AffectNet list or folders named after emotions; data/README.md shows the expected trees"
     )
 
 
@@ -101,25 +93,27 @@ def fill_derived_va(manifest):
     votes = manifest.reindex(columns=PROBABILITY_COLUMNS).fillna(0.0).to_numpy(float, copy=True)
     plain = (votes.sum(axis=1) == 0) & (emotion >= 0)
     votes[plain, emotion[plain]] = 1
-    empty = manifest["valence"].isna() | manifest["arousal"].isna()
+    empty = ~_known_va(manifest)
     manifest.loc[empty, ["valence", "arousal"]] = derive_va(votes)[empty]
     manifest["va_derived"] = (empty & manifest["valence"].notna()).astype(int)
     return manifest
 
 
+def annotated_rows(manifest):
+    """Tell (N,) which rows have valence and arousal from annotators, not from class means."""
+    annotated = _known_va(manifest) & (manifest.get("va_derived", 0) != 1)
+    return annotated.to_numpy(copy=True)
+
+
 def va_state(manifest):
     """Return "annotated", "derived" (only class means) or "none" (no values at all)."""
-    known = manifest["valence"].notna() & manifest["arousal"].notna()
-    if not known.any():
-        return "none"
-    derived = manifest.get("va_derived", pd.Series(0, index=manifest.index)).fillna(0) == 1
-    return "annotated" if (known & ~derived).any() else "derived"
+    if annotated_rows(manifest).any():
+        return "annotated"
+    return "derived" if _known_va(manifest).any() else "none"
 
 
-def write_manifest(manifest, path):
-    """Write a manifest as CSV, whole or not at all."""
-    with atomic_path(path) as temporary:
-        manifest.to_csv(temporary, index=False)
+def _known_va(manifest):
+    return manifest["valence"].notna() & manifest["arousal"].notna()
 
 
 def _read_csv(base, found, options):
@@ -131,10 +125,7 @@ def _read_csv(base, found, options):
 
 
 def _read_kaggle(base, found, options):
-    """Kaggle noamsegal/affectnet-training-data: `label` was made by a model, folders by AffectNet.
-
-    `relFCs` (share of the first singular component) is kept as it is; it is no confidence.
-    """
+    """Kaggle's set: a model made `label`, AffectNet the folders; `relFCs` is no confidence."""
     table = _table(base / "labels.csv")
     folder = table["pth"].str.split("/").str[-2]
     names = folder if options["labels"] == "folder" else table["label"]
@@ -143,30 +134,24 @@ def _read_kaggle(base, found, options):
 
 
 def _read_ferplus(base, found, options):
-    """FER+: the largest of ten vote counts; rows most called "unknown" or "no face" drop out.
-
-    With Train and Valid alone, Valid is our test and val is carved from Train (an empty split).
-    """
+    """FER+: the largest of ten vote counts; rows most called "unknown" or "no face" drop out."""
     parts = [part for part in _FERPLUS_PARTS if (base / part / "label.csv").is_file()]
+    official = "FER2013Test" in parts  # without it, val will be carved from Train
+    splits = _FERPLUS_PARTS if official else {"FER2013Train": "", "FER2013Valid": "test"}
     tables = []
     for part in parts:
         table = pd.read_csv(base / part / "label.csv", header=None)
         if table.shape[1] != 12:
             raise EmoError(f"{base / part / 'label.csv'}: got {table.shape[1]} columns, not 12")
-        split = _FERPLUS_PARTS[part]
-        if "FER2013Test" not in parts:
-            split = {"train": "", "val": "test"}[split]
-        tables.append(table.assign(image_path=part + "/" + table[0].astype(str), split=split))
+        paths = part + "/" + table[0].astype(str)
+        tables.append(table.assign(image_path=paths, split=splits[part]))
     table = pd.concat(tables, ignore_index=True)
     counts = table[list(range(2, 12))].to_numpy(float)
     largest = counts.argmax(axis=1)  # ties go to the column that stands first in the file
-    table = table[["image_path", "split"]].copy()
     order = ids_of_order("ferplus")
-    table["emotion"] = np.append(order, [-1, -1])[largest]
+    table = table[["image_path", "split"]].assign(emotion=np.append(order, [-1, -1])[largest])
     shares = counts[:, :8] / np.maximum(counts[:, :8].sum(axis=1, keepdims=True), 1)
-    votes = np.zeros_like(shares)
-    votes[:, order] = shares
-    table[list(PROBABILITY_COLUMNS)] = votes
+    table[list(PROBABILITY_COLUMNS)] = shares[:, np.argsort(order)]
     kept = table[largest < 8].reset_index(drop=True)
     kept.attrs["dropped"] = {
         "most annotators said unknown": int((largest == 8).sum()),
@@ -179,9 +164,8 @@ def _read_affectnet_2017(base, found, options):
     """AffectNet 2017 lists, with or without header; expression 8–10 are no emotions."""
     tables = []
     for path, split in _affectnet_2017_lists(base):
-        headed = "subDirectory_filePath" in _header(path)
-        names = None if headed else _AFFECTNET_2017
-        table = pd.read_csv(path, header=0 if headed else None, names=names)
+        header = 0 if "subDirectory_filePath" in _header(path) else None
+        table = pd.read_csv(path, header=header).rename(columns=_AFFECTNET_2017)
         tables.append(table.assign(split=split))
     table = pd.concat(tables, ignore_index=True)
     known = {Path(p).parts[-2:]: p for p in found}
@@ -201,35 +185,31 @@ def _read_affectnet_2021(base, found, options):
             if all(value.is_file() for value in values):
                 numbers = [float(np.load(value, allow_pickle=False).item()) for value in values]
                 rows.append((path, split, *numbers))
-    columns = ["image_path", "split", "emotion", "valence", "arousal"]
-    return _affectnet_rows(pd.DataFrame(rows, columns=columns))
+    return _affectnet_rows(pd.DataFrame(rows, columns=_COLUMNS))
 
 
 def _affectnet_rows(table):
-    emotion = pd.to_numeric(table["emotion"], errors="coerce")
-    for name in VA:
-        value = pd.to_numeric(table[name], errors="coerce")
-        table[name] = value.where(value > -2)  # −2 = not annotated
-    columns = ["image_path", "split", "emotion", "valence", "arousal"]
-    kept = table.assign(emotion=emotion).loc[emotion.between(0, 7), columns]
-    names = {8: "None", 9: "Uncertain", 10: "No-Face"}
-    kept.attrs["dropped"] = {f"expression {n}": int((emotion == i).sum()) for i, n in names.items()}
-    return kept.reset_index(drop=True)
+    numbers = table[["emotion", *VA]].apply(pd.to_numeric, errors="coerce")
+    table[["emotion", *VA]] = numbers.where(numbers > -2)  # −2 = not annotated
+    kept = table.loc[numbers["emotion"].between(0, 7), _COLUMNS].reset_index(drop=True)
+    names = {"None": 8, "Uncertain": 9, "No-Face": 10}
+    counts = {f"expression {name}": (numbers["emotion"] == i).sum() for name, i in names.items()}
+    kept.attrs["dropped"] = counts
+    return kept
 
 
 def _read_folders(base, found, options):
     """One folder a class, by name or (with an explicit order) by number; maybe below a split."""
-    rows, unlabelled = [], 0
+    rows = []
     for path in found:
         parts = Path(path).parts[:-1]
         split = next((SPLITS[p.lower()] for p in parts if p.lower() in SPLITS), "")
         emotion = _folder_emotion(parts[-1] if parts else "", options["class_order"], base)
-        unlabelled += emotion is None
-        if emotion is not None:
-            rows.append((path, emotion, split))
+        rows.append((path, emotion, split))
     manifest = pd.DataFrame(rows, columns=["image_path", "emotion", "split"])
-    manifest.attrs["dropped"] = {"folder is named after no emotion": unlabelled}
-    return manifest
+    kept = manifest.dropna().reset_index(drop=True)
+    kept.attrs["dropped"] = {"folder is named after no emotion": len(manifest) - len(kept)}
+    return kept
 
 
 LAYOUTS = {
@@ -249,8 +229,8 @@ def _folder_emotion(name, class_order, base):
         return None
     if class_order is None:
         raise EmoError(
-            f"{base} has folders named by number, and what {name} means differs between data "
-            f"sets; say which order they follow: --class-order {'|'.join(CLASS_ORDERS)}"
+            f"{base} has folders named by number, and data sets differ in what {name} means; say "
+            f"which order they follow: --class-order {'|'.join(CLASS_ORDERS)}"
         )
     return int(ids_of_order(class_order)[int(name)])
 
@@ -269,9 +249,8 @@ def _image_paths(base):
     """List the images below `base` as relative POSIX paths, sorted."""
     found = []
     for folder, _, names in os.walk(base):
-        prefix = Path(folder).relative_to(base).as_posix()
-        prefix = "" if prefix == "." else prefix + "/"
-        found += [prefix + n for n in names if Path(n).suffix.lower() in IMAGE_SUFFIXES]
+        paths = map(Path(folder).relative_to(base).joinpath, names)
+        found += [path.as_posix() for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
     return sorted(path for path in found if not path.startswith("."))
 
 
@@ -288,12 +267,10 @@ def _split_csvs(base):
 
 
 def _affectnet_2017_lists(base):
-    lists = []
     for path in sorted([*base.glob("*.csv"), *base.glob("*file_lists/*.csv")]):
         first = _header(path)
-        if first & {"subDirectory_filePath"} or any("/" in c and "." in c for c in first):
-            lists.append((path, "test" if "valid" in path.stem.lower() else ""))
-    return lists
+        if "subDirectory_filePath" in first or any("/" in c and "." in c for c in first):
+            yield path, "test" if "valid" in path.stem.lower() else ""
 
 
 def _header(path):
@@ -317,35 +294,21 @@ def _ids(names):
     return names.map(known).fillna(-1).astype(int)
 
 
-def _tidy(manifest, root):
-    """Give every manifest the contract's columns and types."""
-    dropped = manifest.attrs.get("dropped", {})
-    manifest = manifest.copy()
-    if not pd.api.types.is_numeric_dtype(manifest["emotion"]):
-        manifest["emotion"] = _emotion_numbers(manifest["emotion"], root)
+def _tidy(manifest):
+    """Give every manifest the contract's columns and types; emotion still as read, or −1."""
+    missing = {name: np.nan for name in VA if name not in manifest}
+    manifest = manifest.assign(image_path=manifest["image_path"].astype(str), **missing)
+    numbers = pd.to_numeric(manifest["emotion"], errors="coerce")
+    manifest["emotion"] = numbers.fillna(_ids(manifest.loc[numbers.isna(), "emotion"]))
     for name in VA:
-        value = manifest.get(name, pd.Series(np.nan, index=manifest.index))
-        manifest[name] = pd.to_numeric(value, errors="coerce").astype(float)
+        manifest[name] = pd.to_numeric(manifest[name], errors="coerce").astype(float)
     if "split" in manifest:
         manifest["split"] = manifest["split"].fillna("").astype(str)
-    manifest["image_path"] = manifest["image_path"].astype(str)
     first = ["image_path", "emotion", *VA]
-    manifest = manifest[first + [c for c in manifest.columns if c not in first]]
-    manifest.attrs["dropped"] = dropped
-    return manifest
-
-
-def _emotion_numbers(column, root):
-    numbers = pd.to_numeric(column, errors="coerce")
-    words = numbers.isna() & column.notna()
-    bad = column[words & ~column.map(is_emotion_name)]
-    if len(bad):
-        raise EmoError(f"{root}: emotion {bad.iloc[0]!r} is neither 0–7 nor an emotion's name")
-    return numbers.where(~words, column.where(words).map(emotion_id, na_action="ignore"))
+    return manifest[first + [c for c in manifest.columns if c not in first]]
 
 
 def _check_labels(manifest, root):
-    manifest["emotion"] = manifest["emotion"].fillna(-1)
     ranges = {name: manifest[name].isna() | manifest[name].between(-1, 1) for name in VA}
     ranges["emotion"] = manifest["emotion"].isin(range(-1, len(EMOTIONS)))
     for name, good in ranges.items():
@@ -356,21 +319,20 @@ def _check_labels(manifest, root):
                 f"{root}: {name} {row[name]:g} of {row['image_path']} (and {others} more rows) "
                 f"is out of range; expected {expected}, or an empty cell where not annotated"
             )
-    manifest["emotion"] = manifest["emotion"].astype(int)
-    return manifest
+    return manifest.astype({"emotion": int})
 
 
 def _drop_missing(manifest, found, base, root):
     """Drop rows without an image or listed twice; make the paths relative to `root`."""
+    dropped = manifest.attrs.get("dropped", {})
     there = manifest["image_path"].isin(set(found))
     twice = manifest["image_path"].duplicated()
     unlabelled = len(set(found) - set(manifest["image_path"]))
-    unlabelled -= min(unlabelled, sum(manifest.attrs["dropped"].values()))  # counted already
-    prefix = base.relative_to(root).as_posix()
+    unlabelled -= min(unlabelled, sum(dropped.values()))  # counted already
     kept = manifest[there & ~twice].reset_index(drop=True)
-    if prefix != ".":
-        kept["image_path"] = prefix + "/" + kept["image_path"]
-    return kept, {
+    if base != root:
+        kept["image_path"] = f"{base.relative_to(root).as_posix()}/" + kept["image_path"]
+    return kept, dropped | {
         "image file is missing": int((~there).sum()),
         "listed twice": int((there & twice).sum()),
         "image without a label": unlabelled,

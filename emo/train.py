@@ -1,9 +1,9 @@
 """Train both heads: TrainConfig, fit, run folder, resume. The loop is built in notebooks/03."""
 
+import copy
 import dataclasses
 import math
 import time
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -12,37 +12,32 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
+from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from emo import metrics
-from emo.dataset import (
-    IMAGE_MEAN,
-    IMAGE_STD,
-    FaceDataset,
-    augment,
-    make_loader,
-    normalise,
-    pack_images,
-    split_manifest,
-)
+from emo.dataset import FaceDataset, augment, make_loader, normalise, pack_images, split_manifest
 from emo.emotions import EMOTIONS
 from emo.errors import EmoError
 from emo.faces import DEFAULT_MARGIN, MediaPipeFaceDetector, measure_crop_margin
 from emo.files import atomic_path, read_json, write_json
 from emo.losses import multitask_loss
-from emo.model import create_model, load_torch, save_weights
-from emo.sources import fill_derived_va, read_dataset, va_state, write_manifest
+from emo.model import EmotionOutput, create_model, load_torch, save_weights
+from emo.recognize import EmotionPreprocessor
+from emo.sources import annotated_rows, fill_derived_va, read_dataset, va_state
 
 # The classic recipe, beside what TrainConfig holds.
 DEGREES = 15.0  # faces in photos are seldom tilted further
 PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.5, 3  # halve the step after 3 epochs without progress
+WARM_UP_STEPS = 200  # from random weights, full first steps of Adam lead into a dead end
 STOP_PATIENCE = 10  # epochs without progress before training ends early
+AVERAGE = 0.99  # of the weights that are judged and kept: a mean over about 100 steps is calmer
 # The strong recipe.
 WEIGHT_DECAY = 0.05
-WARM_UP = 0.1  # of all steps; from random weights, full first steps of Adam lead into a dead end
+WARM_UP = 0.1  # of all steps; the step size then shrinks along half a cosine
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """Everything a run depends on; saved in its folder and in its checkpoint."""
 
@@ -91,17 +86,14 @@ def fit(config, *, resume=False, on_epoch=None):
     folder, state = _open_run(config, resume)
     manifest = _load_manifest(config, folder)
     dataset, colour = _pack(config, manifest)
-    accelerator = Accelerator(
-        mixed_precision=_precision(),
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
-    )
+    loading = DataLoaderConfiguration(use_seedable_sampler=True)
+    accelerator = Accelerator(mixed_precision=_precision(), dataloader_config=loading)
     run = _Run(config, dataset, colour, accelerator)
     if state:
         run.load_state_dict(state)
     try:
-        while run.epoch < config.epochs and not run.finished:
-            row = run.train_epoch() | run.validate()
-            run.close_epoch(row)
+        while not run.finished:
+            run.run_epoch()
             if accelerator.is_main_process:
                 _save_epoch(run, folder, manifest)
                 print(_sentence(run.history[-1], config), flush=True)
@@ -129,14 +121,12 @@ def _load_manifest(config, folder=None):
         return read_manifest(Path(folder) / "manifest.csv")
     options = {"labels": config.labels, "class_order": config.class_order}
     manifest = read_dataset(config.data_dir, config.layout, **options)
-    if config.derive_va:
-        manifest = fill_derived_va(manifest)
-    return split_manifest(manifest, config.seed)
+    return split_manifest(fill_derived_va(manifest) if config.derive_va else manifest, config.seed)
 
 
 def _pack(config, manifest):
-    images, manifest, colour = pack_images(manifest, config.data_dir, config.image_size)
-    return FaceDataset(images, manifest), colour
+    *packed, colour = pack_images(manifest, config.data_dir, config.image_size)
+    return FaceDataset(*packed), colour
 
 
 def read_manifest(path):
@@ -149,9 +139,8 @@ def read_config(run):
     path = Path(run) / "config.json"
     if not path.is_file():
         raise EmoError(f"{run} is no run folder (no config.json); train one: python -m emo train")
-    values = read_json(path)
-    known = {field.name for field in dataclasses.fields(TrainConfig)}
-    return TrainConfig(**{name: value for name, value in values.items() if name in known})
+    known = TrainConfig.__dataclass_fields__
+    return TrainConfig(**{name: value for name, value in read_json(path).items() if name in known})
 
 
 def combined_score(macro_f1, mean_ccc):
@@ -166,32 +155,52 @@ class _Run:
         torch.manual_seed(config.seed)
         self.config, self.colour, self.accelerator = config, colour, accelerator
         self.train_part, self.val_part = dataset.part("train"), dataset.part("val")
-        if len(self.train_part) < config.batch_size:
+        size, images = config.batch_size, len(self.train_part)
+        if images < size:
+            advice = f"use --batch-size {max(2, images // 4)}"
             raise EmoError(
-                f"batch size {config.batch_size} is larger than the {len(self.train_part)} "
-                f"training images; use --batch-size {max(2, len(self.train_part) // 4)}"
+                f"batch size {size} is larger than the {images} training images; {advice}"
             )
         self.va = va_state(self.train_part.manifest) if config.beta else "none"
-        model = create_model(config.backbone, pretrained=config.pretrained)
-        model = model.to(memory_format=torch.channels_last)
-        size = config.batch_size
-        steps = config.epochs * (len(self.train_part) // size)
-        optimizer, self.scheduler = _optimizer(model, config, steps)
+        self.network = create_model(config.backbone, pretrained=config.pretrained)
+        self.network.to(memory_format=torch.channels_last)
+        self.average = AveragedModel(self.network, multi_avg_fn=_average, use_buffers=True)
+        self.average.to(accelerator.device)
+        optimizer, schedules = _optimizer(self.network, config, config.epochs * (images // size))
         train = make_loader(self.train_part, size, shuffle=True, seed=config.seed, drop_last=True)
         val = make_loader(self.val_part, 2 * size)
+        # `model` is `network`, wrapped where several processes train it.
         self.model, self.optimizer, self.train_loader, self.val_loader = accelerator.prepare(
-            model, optimizer, train, val
+            self.network, optimizer, train, val
         )
+        self.parts = {"model": self.network, "average": self.average, "optimizer": self.optimizer}
+        self.parts |= schedules
         self.epoch, self.history, self.best = 0, [], {"score": -math.inf, "epoch": 0, "model": None}
 
+    def run_epoch(self):
+        """Train and validate; step the schedule, keep the best weights, add a history row."""
+        start = time.perf_counter()
+        loss, speed = self.train_epoch()
+        self.epoch += 1
+        row = {"epoch": self.epoch, "train_loss": loss} | self.validate()
+        row |= {"learning_rate": self.optimizer.param_groups[0]["lr"], "images_per_second": speed}
+        score = row["combined_score"]
+        if "every_epoch" in self.parts:
+            self.parts["every_epoch"].step(score)
+        if score > self.best["score"]:
+            weights = copy.deepcopy(self.average.module.state_dict())
+            self.best = {"score": score, "epoch": self.epoch, "model": weights}
+        self.history.append(row | {"seconds": time.perf_counter() - start})
+
     def train_epoch(self):
-        """Go once through the training part; return this epoch's losses and speed."""
+        """Go once through the training part; return the mean loss and images per second."""
         torch.manual_seed(self.config.seed * 100_003 + self.epoch)  # resumes without a stored state
         self.train_loader.set_epoch(self.epoch)
         self.model.train()
-        start, losses, images = time.perf_counter(), [], 0
+        start, losses = time.perf_counter(), []
+        step = self.config.batch_size * self.accelerator.num_processes  # images
         title = f"Epoch {self.epoch + 1}/{self.config.epochs}"
-        bar = tqdm(self.train_loader, title, unit="batch", leave=False)
+        bar = tqdm(self.train_loader, title, unit=" images", unit_scale=step, leave=False)
         for batch in bar:
             image = augment(normalise(batch["image"], colour=self.colour), DEGREES)
             output = self.model(image.contiguous(memory_format=torch.channels_last))
@@ -199,29 +208,25 @@ class _Run:
             self.accelerator.backward(loss.total)
             self.optimizer.step()
             self.optimizer.zero_grad()
-            if self.config.recipe == "strong":
-                self.scheduler.step()
+            self.parts["every_step"].step()
+            self.average.update_parameters(self.network)
             losses.append(loss.total.detach())
-            images += len(image) * self.accelerator.num_processes
             if len(losses) % 10 == 0:
-                speed = images / (time.perf_counter() - start)
-                bar.set_postfix(loss=f"{losses[-1]:.3f}", images_per_second=f"{speed:.0f}")
+                bar.set_postfix(loss=f"{losses[-1]:.3f}")
         mean_loss = torch.stack(losses).mean().item()
         if not math.isfinite(mean_loss):
+            rate = self.config.learning_rate
             raise EmoError(
-                f"the loss became {mean_loss} in epoch {self.epoch + 1}; use a smaller "
-                f"--learning-rate than {self.config.learning_rate}"
+                f"the loss became {mean_loss}; use a smaller --learning-rate than {rate}"
             )
-        speed = images / (time.perf_counter() - start)
-        return {"train_loss": mean_loss, "images_per_second": speed, "started": start}
+        return mean_loss, len(losses) * step / (time.perf_counter() - start)
 
     def validate(self):
         """Return loss and metrics over all predictions of the val part at once."""
         output, batch = self.predict_val()
         loss = multitask_loss(output, batch, self.config.alpha, self.config.beta).total.item()
         known = batch["emotion"] >= 0
-        predicted = output.logits.argmax(dim=1)
-        matrix = metrics.confusion(batch["emotion"][known], predicted[known])
+        matrix = metrics.confusion(batch["emotion"][known], output.logits[known].argmax(dim=1))
         f1, cccs = metrics.macro_f1(matrix), [math.nan, math.nan]
         rows = torch.from_numpy(annotated_rows(self.val_part.manifest))
         if self.va == "annotated" and rows.any():
@@ -238,95 +243,67 @@ class _Run:
     @torch.no_grad()
     def predict_val(self):
         """Return (output, labels) of the whole val part, on the CPU, in its order."""
-        self.model.eval()
+        self.average.eval()
         parts = []
         for batch in self.val_loader:
             image = normalise(batch["image"], colour=self.colour)
-            output = self.model(image.contiguous(memory_format=torch.channels_last))
+            with self.accelerator.autocast():
+                output = self.average(image.contiguous(memory_format=torch.channels_last))
             part = (output.logits, output.va, batch["emotion"], batch["va"])
             parts.append([t.float().cpu() for t in self.accelerator.gather_for_metrics(part)])
         logits, va, emotion, target = (torch.cat(column) for column in zip(*parts, strict=True))
-        plain = type(output)(logits, va)
-        return plain, {"emotion": emotion.long(), "va": target}
-
-    def close_epoch(self, row):
-        """Step the schedule, keep the best weights, and complete this epoch's history row."""
-        self.epoch += 1
-        speed, seconds = row.pop("images_per_second"), time.perf_counter() - row.pop("started")
-        row |= {"learning_rate": self.optimizer.param_groups[0]["lr"]}
-        row |= {"images_per_second": speed, "seconds": seconds}
-        self.history.append({"epoch": self.epoch} | row)
-        if self.config.recipe == "classic":
-            self.scheduler.step(row["combined_score"])
-        if row["combined_score"] > self.best["score"]:
-            model = self.accelerator.unwrap_model(self.model)
-            weights = {k: _copy(v) for k, v in model.state_dict().items()}
-            score = row["combined_score"]
-            self.best = {"score": score, "epoch": self.epoch, "model": weights}
+        return EmotionOutput(logits, va), {"emotion": emotion.long(), "va": target}
 
     @property
     def finished(self):
-        """Whether early stopping ends the run."""
+        """Whether the last epoch is done or early stopping ends the run."""
         stalled = self.epoch - self.best["epoch"] >= STOP_PATIENCE
-        return stalled and self.config.recipe == "classic"
+        return self.epoch >= self.config.epochs or (stalled and self.config.recipe == "classic")
 
     def state_dict(self):
         """Return everything that a resumed run needs, as plain values and tensors."""
-        return {
-            "model": self.accelerator.unwrap_model(self.model).state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "epoch": self.epoch,
-            "history": self.history,
-            "best": self.best,
-        }
+        plain = {"epoch": self.epoch, "history": self.history, "best": self.best}
+        return {name: part.state_dict() for name, part in self.parts.items()} | plain
 
     def load_state_dict(self, state):
-        """Go on where `state_dict` was taken."""
-        self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
         self.epoch, self.history, self.best = state["epoch"], state["history"], state["best"]
 
 
-def annotated_rows(manifest):
-    """Tell (N,) which rows have valence and arousal from annotators, not from class means."""
-    known = manifest["valence"].notna() & manifest["arousal"].notna()
-    if "va_derived" in manifest:
-        known &= manifest["va_derived"].fillna(0) != 1
-    return known.to_numpy(copy=True)
+def _average(averages, weights, steps):
+    """Move the averages towards the weights, faster at first; counters are copied."""
+    share = max(1 - AVERAGE, 1 / (1 + float(steps)))
+    if averages[0].is_floating_point():
+        torch._foreach_lerp_(averages, weights, share)
+    else:
+        torch._foreach_copy_(averages, weights)
 
 
 def _optimizer(model, config, steps):
-    """Return the optimizer and the learning-rate schedule of the recipe."""
-    schedules = torch.optim.lr_scheduler
+    """Return the optimizer and the recipe's schedules: of every step and of every epoch."""
+    rate, schedules = config.learning_rate, torch.optim.lr_scheduler
     if config.recipe == "classic":
-        optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
+        optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+        warm_up = schedules.LinearLR(optimizer, 0.01, total_iters=WARM_UP_STEPS)
         plateau = {"factor": PLATEAU_FACTOR, "patience": PLATEAU_PATIENCE}
-        return optimizer, schedules.ReduceLROnPlateau(optimizer, mode="max", **plateau)
+        plateau = schedules.ReduceLROnPlateau(optimizer, mode="max", **plateau)
+        return optimizer, {"every_step": warm_up, "every_epoch": plateau}
 
     def share(step):
-        warm = (step + 1) / (WARM_UP * steps)
-        return min(warm, 0.5 * (1 + math.cos(math.pi * step / steps)))
+        return min((step + 1) / (WARM_UP * steps), 0.5 * (1 + math.cos(math.pi * step / steps)))
 
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, weight_decay=WEIGHT_DECAY
-    )
-    return optimizer, schedules.LambdaLR(optimizer, share)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=WEIGHT_DECAY)
+    return optimizer, {"every_step": schedules.LambdaLR(optimizer, share)}
 
 
 def _check(config):
-    checks = {
-        "epochs": config.epochs >= 1,
-        "batch_size": config.batch_size >= 2,
-        "learning_rate": config.learning_rate > 0,
-        "alpha": config.alpha >= 0,
-        "beta": config.beta >= 0,
-        "image_size": 32 <= config.image_size <= 512,
-    }
-    for name, good in checks.items():
-        if not good:
-            raise EmoError(f"{name} is {getattr(config, name)}, which is out of range")
+    least = {"epochs": 1, "batch_size": 2, "learning_rate": 1e-9, "alpha": 0, "beta": 0}
+    for name, lowest in least.items():
+        if not getattr(config, name) >= lowest:  # NaN is refused, too
+            raise EmoError(f"{name} is {getattr(config, name)}; expected {lowest} or more")
+    if not 32 <= config.image_size <= 512:
+        raise EmoError(f"image_size is {config.image_size}; expected 32 to 512 pixels")
 
 
 def _open_run(config, resume):
@@ -338,15 +315,12 @@ def _open_run(config, resume):
         return folder, None
     if not resume:
         raise EmoError(f"{folder} holds a run already; use --resume or another --output-dir")
-    before, now = dataclasses.asdict(read_config(folder)), dataclasses.asdict(config)
+    before = read_config(folder)
     free = {"output_dir"} if config.recipe == "strong" else {"output_dir", "epochs"}
-    changed = [k for k in now if now[k] != before[k] and k not in free]
-    if changed:
-        name = changed[0]
-        raise EmoError(
-            f"{folder} was trained with {name}={before[name]!r}, not {now[name]!r}; "
-            "choose another --output-dir for the new settings"
-        )
+    for name, value in dataclasses.asdict(config).items():
+        if value != (old := getattr(before, name)) and name not in free:
+            fault = f"was trained with {name}={old!r}, not {value!r}"
+            raise EmoError(f"{folder} {fault}; choose another --output-dir for the new settings")
     last = folder / "last.pth"
     return folder, load_torch(last) if last.is_file() else None
 
@@ -355,16 +329,15 @@ def _precision():
     """Half precision where the hardware computes it: it doubles the speed."""
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if torch.backends.mps.is_available():
-        return "no"
     flags = Path("/proc/cpuinfo")
     has = flags.is_file() and "avx512_bf16" in flags.read_text(errors="replace")
-    return "bf16" if has else "no"
+    return "bf16" if has and not torch.backends.mps.is_available() else "no"
 
 
 def _save_epoch(run, folder, manifest):
     if not (folder / "manifest.csv").exists():
-        write_manifest(manifest, folder / "manifest.csv")
+        with atomic_path(folder / "manifest.csv") as temporary:
+            manifest.to_csv(temporary, index=False)
     write_json(folder / "config.json", dataclasses.asdict(run.config))
     with atomic_path(folder / "last.pth") as temporary:
         torch.save(run.state_dict(), temporary)
@@ -374,34 +347,27 @@ def _save_epoch(run, folder, manifest):
 
 def _save_model(run, folder):
     """Fit the temperature and measure the framing, then write the model with its config."""
-    model = run.accelerator.unwrap_model(run.model)
+    model, config = run.average.module, run.config
     model.load_state_dict(run.best["model"])
     output, batch = run.predict_val()
     known = batch["emotion"] >= 0
+    logits = output.logits[known].numpy()
     row = run.history[run.best["epoch"] - 1]
+    sizes = {"train": len(run.train_part), "val": len(run.val_part)}
     model.config = {
-        "backbone": run.config.backbone,
+        "backbone": config.backbone,
         "classes": list(EMOTIONS),
-        "image_size": run.config.image_size,
-        "mean": list(IMAGE_MEAN),
-        "std": list(IMAGE_STD),
-        "colour": run.colour,
+        **vars(EmotionPreprocessor(config.image_size, colour=run.colour)),
         "crop_margin": _crop_margin(run.train_part),
-        "temperature": metrics.fit_temperature(
-            output.logits[known].numpy(), batch["emotion"][known]
-        ),
+        "temperature": metrics.fit_temperature(logits, batch["emotion"][known]),
         "va": run.va,
-        "data": {
-            "name": Path(run.config.data_dir).name,
-            "train": len(run.train_part),
-            "val": len(run.val_part),
-        },
+        "data": {"name": Path(config.data_dir).name} | sizes,
         "metrics": {k: v for k, v in row.items() if k.startswith(("val_", "combined")) and v == v},
         "emo_version": version("emo"),
     }
     save_weights(model, folder / "model_weights.pth")
     checkpoint = {"model": model.state_dict(), "epoch": run.best["epoch"]}
-    checkpoint |= {"config": dataclasses.asdict(run.config), "history": run.history}
+    checkpoint |= {"config": dataclasses.asdict(config), "history": run.history}
     with atomic_path(folder / "best_model.pth") as temporary:
         torch.save(checkpoint, temporary)
     write_json(folder / "model_config.json", model.config)
@@ -414,10 +380,6 @@ def _crop_margin(part):
     with MediaPipeFaceDetector() as detector:
         margin = measure_crop_margin(np.ascontiguousarray(faces), detector)
     return DEFAULT_MARGIN if margin is None else margin
-
-
-def _copy(value):
-    return value.detach().cpu().clone() if torch.is_tensor(value) else value
 
 
 def _sentence(row, config):

@@ -4,12 +4,11 @@ import os
 import sys
 import time
 from collections import deque
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 from pathlib import Path
 
 import cv2
-import pandas as pd
 from tqdm.auto import tqdm
 
 from emo import synth
@@ -19,9 +18,10 @@ from emo.files import atomic_path
 from emo.live import draw_overlay, faces_table
 
 WINDOW = "emo"
+TOGGLES = {"v": "plane", "p": "bars"}  # key → part of the overlay
 
 
-class Camera:
+class Camera(AbstractContextManager):
     """Frames (H, W, 3) BGR with their time in seconds, from a webcam, a film or a drawn face.
 
     `source` is a camera's number ("0"), a film's path or "synthetic", which lasts `seconds`, or
@@ -39,14 +39,12 @@ class Camera:
 
     def _open(self):
         if not self.is_webcam and not Path(self.source).is_file():
-            raise EmoError(f"camera {self.source!r} is no number, no film and not 'synthetic'")
+            raise EmoError(f"{self.source!r} is no camera number, no film and not 'synthetic'")
         self._capture = cv2.VideoCapture(int(self.source) if self.is_webcam else self.source)
         if not self._capture.isOpened():
-            what = f"camera {self.source}" if self.is_webcam else f"film {self.source}"
-            raise EmoError(
-                f"{what} could not be opened; close other programs that use it, try another "
-                "number, or use --camera synthetic"
-            )
+            what = f"{'camera' if self.is_webcam else 'film'} {self.source} could not be opened"
+            cure = "close other programs that use it, or try another number or --camera synthetic"
+            raise EmoError(f"{what}; {cure}")
         self.fps = self._capture.get(cv2.CAP_PROP_FPS) or 30.0
         frames = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self.frames = frames if frames > 0 and not self.is_webcam else None
@@ -67,25 +65,19 @@ class Camera:
                 return
             yield frame, time.monotonic() if self.is_webcam else number / self.fps
 
-    def close(self):
-        """Release the camera."""
+    def __exit__(self, *exception):
         if self._capture is not None:
             self._capture.release()
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self.close()
-
 
 class FilmWriter:
-    """Write BGR frames as VP9, which browsers play, to .mp4 or .webm; whole or not at all."""
+    """Write BGR frames to .mp4 or .webm, whole or not at all; VP9 by default: browsers play it."""
 
-    def __init__(self, path, fps):
+    def __init__(self, path, fps, codec=None):
         self.path, self.fps, self._writer = Path(path), fps, None
         if self.path.suffix not in (".mp4", ".webm"):
             raise EmoError(f"cannot record to {path}; the name must end in .mp4 or .webm")
+        self.codec = codec or ("vp09" if self.path.suffix == ".mp4" else "VP90")
 
     def __enter__(self):
         self._atomic = atomic_path(self.path)
@@ -95,20 +87,19 @@ class FilmWriter:
     def write(self, frame_bgr):
         """Append one frame; all must have the size of the first."""
         if self._writer is None:
-            code = cv2.VideoWriter.fourcc(*("vp09" if self.path.suffix == ".mp4" else "VP90"))
-            size = frame_bgr.shape[1::-1]
-            with quiet_stderr():  # OpenCV notes that VP9 in WebM has no such tag, and writes it
+            code, size = cv2.VideoWriter.fourcc(*self.codec), frame_bgr.shape[1::-1]
+            with quiet_stderr():  # OpenCV notes that WebM has no such tag, and writes it
                 self._writer = cv2.VideoWriter(str(self._temporary), code, self.fps, size)
             if not self._writer.isOpened():
-                raise EmoError(f"this OpenCV cannot write VP9 films to {self.path}")
+                raise EmoError(f"this OpenCV cannot write {self.codec} films to {self.path}")
         self._writer.write(frame_bgr)
 
     def __exit__(self, kind, error, trace):
         if self._writer is not None:
             self._writer.release()
         elif kind is None:
-            kind, error = EmoError, EmoError(f"no frame came, so {self.path} was not written")
-            self._atomic.__exit__(kind, error, None)
+            error = EmoError(f"no frame came, so {self.path} was not written")
+            self._atomic.__exit__(EmoError, error, None)
             raise error
         return self._atomic.__exit__(kind, error, trace)
 
@@ -121,7 +112,7 @@ def run_live(pipeline, camera, *, headless=False, record=None, log=None, on_face
     """
     if not headless:
         _require_display()
-    view, tables, times = {"plane": True, "bars": True}, [], deque(maxlen=30)
+    view, seen, times = dict.fromkeys(TOGGLES.values(), True), [], deque(maxlen=30)
     bar = tqdm(total=camera.frames, desc="Frames", unit="frame", disable=not headless)
     writer = FilmWriter(record, camera.fps) if record else None
     shown = time.perf_counter()
@@ -129,15 +120,16 @@ def run_live(pipeline, camera, *, headless=False, record=None, log=None, on_face
         with writer or nullcontext(), bar:
             for frame, seconds in camera:
                 faces = pipeline.process(frame, seconds)
-                tables.append(faces_table(faces))
+                seen += faces
                 if on_faces is not None:
                     on_faces(faces, camera.truth)
                 times.append(time.perf_counter())
-                if writer is not None or not headless:
-                    note = "" if headless else f"{_rate(times):.0f} FPS"
+                if writer or not headless:
+                    rate = (len(times) - 1) / max(times[-1] - times[0], 1e-9)
+                    note = "" if headless else f"{rate:.0f} FPS"
                     va = pipeline.recognizer.va
                     canvas = draw_overlay(frame, faces, va=va, note=note, **view)
-                if writer is not None:
+                if writer:
                     writer.write(canvas)
                 if not headless and not _show(canvas, view, _pause(camera, shown)):
                     break
@@ -148,7 +140,7 @@ def run_live(pipeline, camera, *, headless=False, record=None, log=None, on_face
     finally:
         if not headless:
             cv2.destroyAllWindows()
-    table = pd.concat(tables, ignore_index=True) if tables else faces_table([])
+    table = faces_table(seen)
     if log:
         with atomic_path(log) as temporary:
             table.to_csv(temporary, index=False)
@@ -158,12 +150,10 @@ def run_live(pipeline, camera, *, headless=False, record=None, log=None, on_face
 def _show(canvas, view, pause):
     """Show one frame for `pause` milliseconds and act on keys; False ends the demo."""
     cv2.imshow(WINDOW, canvas)
-    key = cv2.waitKey(pause) & 0xFF
-    if key == ord("v"):
-        view["plane"] = not view["plane"]
-    elif key == ord("p"):
-        view["bars"] = not view["bars"]
-    elif key == ord("s"):
+    key = chr(cv2.waitKey(pause) & 0xFF)
+    if key in TOGGLES:
+        view[TOGGLES[key]] = not view[TOGGLES[key]]
+    elif key == "s":
         name = f"screenshot-{time.strftime('%Y%m%d-%H%M%S')}.png"
         with atomic_path(name) as temporary:
             cv2.imwrite(str(temporary), canvas)
@@ -172,14 +162,13 @@ def _show(canvas, view, pause):
         closed = cv2.getWindowProperty(WINDOW, cv2.WND_PROP_VISIBLE) < 1
     except cv2.error:
         closed = True
-    return key != ord("q") and not closed
+    return key != "q" and not closed
 
 
 def _require_display():
     """Refuse before OpenCV aborts the whole process for want of a screen."""
-    if sys.platform.startswith("linux") and not (
-        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    ):
+    screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if sys.platform.startswith("linux") and not screen:
         raise EmoError("there is no display for a window; use --headless with --record or --log")
     if "headless" in cv2.__file__ or not hasattr(cv2, "imshow"):
         raise EmoError("this OpenCV has no windows; install opencv-contrib-python")
@@ -190,7 +179,3 @@ def _pause(camera, shown):
     """Milliseconds to wait: a film or a drawn face is shown at its own speed, not faster."""
     spare = 0 if camera.is_webcam else shown + 1 / camera.fps - time.perf_counter()
     return max(1, round(1000 * spare))
-
-
-def _rate(times):
-    return (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0

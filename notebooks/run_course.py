@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -42,7 +43,8 @@ def run_notebook(path, parameters):
     set_parameters(notebook, parameters)
     folder = {"metadata": {"path": str(HERE)}}
     client = NotebookClient(notebook, timeout=1800, resources=folder, store_widget_state=False)
-    client.execute()
+    with tempfile.TemporaryFile() as log:  # what the kernel's C++ libraries have to say
+        client.execute(stderr=log)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if not _is_progress_bar(o)]

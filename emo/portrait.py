@@ -1,0 +1,393 @@
+"""Draws the parameters of a face, those of `emo.synth.sample`, as a picture."""
+
+import tomllib
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+FACE = tomllib.loads(Path(__file__).with_name("face.toml").read_text("utf-8"))
+_SHAPES = {name: np.array(points, float) for name, points in FACE["shapes"].items()}
+_MOVES = np.zeros((len(FACE["moves"]), 24, 2))  # how the action units move the landmarks
+for _move, _steps in zip(_MOVES, FACE["moves"].values(), strict=True):
+    for _point, *_step in _steps:
+        _move[_point] = 1.2 * np.array(_step)
+_BALD, _SHORT, _SIDE_PART, _LONG, _CURLY, _BUN, _SCARF = range(7)  # styles of hair
+_BROW, _LID, _WING, _NOSTRIL, _CORNER = slice(4), slice(4, 9), 12, 13, 14  # landmarks
+_SIDE, _ORIGIN = 3.2, np.array([1.6, 1.75])  # the texture: its side, and where its (0, 0) lies
+_GRID = 80  # relief and light are computed on a grid of 80 x 80, then enlarged
+
+
+def render(parameters, size=224):
+    """Return the face as a uint8 image, BGR; `size` is its side or its (height, width)."""
+    p, shape = parameters, np.broadcast_to(size, 2).tolist()
+    rng, camera = np.random.default_rng(p["background"]), _Camera(p, shape)
+    side = round(_SIDE * camera.scale * (1.3 if shape[0] < 400 else 1))
+    canvas = _Canvas(np.zeros((side, side, 4), np.uint8), side / _SIDE, _ORIGIN * side / _SIDE)
+    _draw_head(canvas, p)
+    light = cv2.resize(_light(p, camera), (side, side), interpolation=cv2.INTER_CUBIC)
+    head = cv2.multiply(canvas.image, light, dtype=cv2.CV_8U)
+    at = (camera.unproject(shape) + _ORIGIN.astype(np.float32)) * np.float32(side / _SIDE) - 0.5
+    head = cv2.remap(head, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+    image = _background(p, shape, camera, rng)
+    keep = cv2.cvtColor(255 - head[..., 3], cv2.COLOR_GRAY2BGR)
+    image = cv2.add(cv2.multiply(image, keep, scale=1 / 255), head[..., :3])
+    return _expose(p, image, camera, rng)
+
+
+def true_box(parameters, size=224):
+    """Return (x, y, width, height) in pixels of the face, brow to chin, without ears and hair."""
+    outline, points = _geometry(parameters)
+    face = np.concatenate([outline[outline[:, 1] > -0.35], points[-1][_BROW], points[1][_BROW]])
+    pixels = _Camera(parameters, np.broadcast_to(size, 2).tolist()).project(face)
+    (x, y), (right, bottom) = pixels.min(axis=0), pixels.max(axis=0)
+    return tuple(int(round(v)) for v in (x, y, right - x, bottom - y))
+
+
+def _bgr(palette, number):
+    return np.array([*bytes.fromhex(FACE["colours"][palette][number])][::-1], float)
+
+
+def _skin(p):
+    """Return the skin's BGR: Monk's swatch, lightened as a camera's automatic exposure does."""
+    return 255 * (_bgr("skin", p["skin_tone"] - 1) / 255) ** 0.82 * (0.86, 0.94, 1.02)
+
+
+@lru_cache
+def _basis(count, closed):
+    """Return the matrix (points, count) that runs a Catmull-Rom curve through `count` points."""
+    eye = np.pad(np.eye(count), ((1, 2), (0, 0)), mode="wrap" if closed else "edge")
+    t = np.linspace(0, 1, 5)[:-1, None]
+    weights = (-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, t**3 - t**2)
+    segments = range(count if closed else count - 1)
+    rows = [sum(w * eye[i + k] / 2 for k, w in enumerate(weights)) for i in segments]
+    return np.concatenate(rows if closed else [*rows, np.eye(count)[-1:]])
+
+
+def _curve(points, closed=False):
+    return _basis(len(points), closed) @ np.asarray(points, float)
+
+
+def _whole(half):
+    """Return the closed curve of a half outline, from its top to its bottom, and its mirror."""
+    return _curve(np.concatenate([half, half[-2:0:-1] * (-1, 1)]), closed=True)
+
+
+def _half(p, side):
+    """Return the parameters with AU12 and AU14 as one half of the face shows them."""
+    letter = "L" if side > 0 else "R"
+    return p | {"AU12": max(p["AU12"], p[f"AU12{letter}"]), "AU14": p[f"AU14{letter}"]}
+
+
+def _geometry(p):
+    """Return the closed contour of the head (N, 2), and {-1: (24, 2), 1: (24, 2)}: landmarks."""
+    half = _SHAPES["head"]
+    low = np.clip((half[:, 1:] - 0.2) / 0.6, 0, 1)
+    wide = p["head_width"] * (1 + (p["jaw_width"] - 1) * low)
+    long = (p["chin_length"] + 0.16 * p["AU26"]) * low
+    outline = _whole(np.hstack([half[:, :1] * wide, half[:, 1:] + long]))
+    rest, lips = np.array(FACE["landmarks"]["rest"], float), np.array([0, 0.558])
+    rest[4:12] = (rest[4:12] - (0.32, -0.09)) * p["eye_size"] + (0.32, -0.09)
+    rest[4:12, 1] -= p["eye_tilt"] * (rest[4:12, 0] - 0.32) / 0.15
+    rest[:12, 0] += p["eye_distance"]
+    rest[_BROW, 1] += p["brow_height"]
+    rest[12:14] = rest[12:14] * (p["nose_width"], 1) + (0, p["nose_length"])
+    rest[14:] = (rest[14:] - lips) * (p["mouth_width"], p["lip_fullness"]) + lips
+    points = {}
+    for side in (-1, 1):
+        q = _half(p, side)
+        half = rest + np.tensordot([q[unit] for unit in FACE["moves"]], _MOVES, 1)
+        half[5:8] += (half[9:12] + (0, 0.004) - half[5:8]) * p["AU43"]
+        half[20:22, 1] = np.maximum(half[20:22, 1], half[18:20, 1] + 0.002)
+        half[22:24, 1] = np.maximum(half[22:24, 1], half[20:22, 1] + 0.02)
+        points[side] = half * (side, 1)
+    return outline, points
+
+
+def _bumps(rows):
+    """Return (80, 80, n): the sum of soft bumps x, y, width, height, *n elevations."""
+    x, y, width, height, *elevations = np.array(rows).T[..., None]
+    at = (np.arange(_GRID) + 0.5) * (_SIDE / _GRID)
+    across = np.exp(-(((at - _ORIGIN[0] - x) / width) ** 2))
+    down = np.exp(-(((at - _ORIGIN[1] - y) / height) ** 2))
+    return np.stack([down.T @ (across * z) for z in elevations], -1).astype(np.float32)
+
+
+class _Camera:
+    """Where points of the face's plane fall in the picture, and back."""
+
+    def __init__(self, p, shape):
+        angles = np.radians([p["yaw"], p["pitch"], p["roll"]])
+        (a, b, c), (d, e, f) = np.cos(angles), np.sin(angles)
+        turn = np.array([[a, 0, d], [0, 1, 0], [-d, 0, a]])
+        nod = np.array([[1, 0, 0], [0, b, e], [0, -e, b]])
+        self.turn = np.array([[c, -f, 0], [f, c, 0], [0, 0, 1]]) @ nod @ turn
+        rows = []
+        for x, y, width, height, z, weights in FACE["skin"]["relief"]:
+            for side in (-1, 1) if x else (1,):
+                rise = sum(_half(p, side)[name] * weight for name, weight in weights.items())
+                rows.append((side * x, y, width, height, z + rise))
+        self.relief = _bumps(rows)[..., 0]  # the height above the face's plane, in units
+        self.smooth = cv2.GaussianBlur(self.relief, (0, 0), 2)
+        self.scale, self.centre, height = p["scale"] * shape[0] / 1.42, np.zeros(2), shape[0]
+        middle = np.array([shape[1] / 2 + p["x"] * height, height / 2 + p["y"] * height])
+        self.centre = middle - self.project(np.array([[0.0, 0.29]]))[0]  # the face's middle
+
+    def _shift(self, points):
+        """Return how far the height of the points moves them when the head turns."""
+        at = (points * (_GRID / _SIDE) + (_ORIGIN * _GRID / _SIDE - 0.5)).astype(np.float32)
+        z = cv2.remap(self.smooth, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        return z[..., None] * self.turn[:2, 2].astype(np.float32)
+
+    def project(self, points):
+        """Return the pixels (N, 2) of points (N, 2) of the face."""
+        flat = points @ self.turn[:2, :2].T + self._shift(points[None])[0]
+        return self.centre + self.scale * flat
+
+    def unproject(self, shape):
+        """Return (height, width, 2): the point of the face that each pixel shows."""
+        rows, columns = (max(2, 48 * length // shape[0]) for length in shape)
+        y, x = np.mgrid[0.5:rows, 0.5:columns]
+        pixels = np.stack([x * shape[1] / columns, y * shape[0] / rows], -1)
+        seen = ((pixels - self.centre) / self.scale).astype(np.float32)
+        back = np.linalg.inv(self.turn[:2, :2]).T.astype(np.float32)
+        points = seen @ back
+        for _ in range(4):  # the height is small: a fixed point is reached in a few steps
+            points = (seen - self._shift(points)) @ back
+        return cv2.resize(points, shape[::-1])
+
+
+def _light(p, camera):
+    """Return (80, 80, 4) factors: light and shade of the relief and tints of the skin; 1."""
+    dy, dx = (d * np.float32(1.3 * _GRID / _SIDE) for d in np.gradient(camera.relief))
+    sun = np.array([p["light_x"], p["light_y"], 0.9])
+    sun = camera.turn.T @ (sun / np.linalg.norm(sun))
+    half = sun + camera.turn[2]  # halfway to the camera: where the skin shines
+    half /= np.linalg.norm(half)
+    x, y, z = np.array([sun, half], np.float32)[..., None, None].swapaxes(0, 1)
+    facing, shine = ((z - x * dx - y * dy) / np.sqrt(dx * dx + dy * dy + 1)).clip(-0.3, 1)
+    hollow = np.clip(cv2.GaussianBlur(camera.relief, (0, 0), 3) - camera.relief, 0, 1)
+    lit = 1 - p["contrast"] * (1 - 1.15 * (facing + np.float32(0.3)) / 1.3) - 2.2 * hollow
+    lit = (lit * p["light"]).clip(0.15)[..., None]
+    shade = lit + lit * (lit - 1) * np.float32((0.15, 0.05, -0.15))  # shadows on skin are warm
+    shade += 0.1 * np.square(np.square(np.square(np.square(shine.clip(0)))))[..., None]
+    tint = [(side * x, *row) for x, *row in FACE["skin"]["tint"] for side in (-1, 1)]
+    warmth = np.float32((1 - p["warmth"], 1, 1 + p["warmth"]))
+    shade = np.float32(shade * ((1 + _bumps(tint)) * warmth))
+    return np.pad(shade, ((0, 0), (0, 0), (0, 1)), constant_values=1)
+
+
+def _background(p, shape, camera, rng):
+    low, high = rng.uniform(40, 215, (2, 1)) + rng.normal(0, 20, (2, 3))
+    blend = rng.random((5, 7, 1))
+    scene = (low * blend + high * (1 - blend)).clip(0, 255).astype(np.uint8)
+    image = cv2.resize(scene, shape[::-1], interpolation=cv2.INTER_CUBIC)
+    canvas = _Canvas(image, camera.scale, camera.project(np.zeros((1, 2)))[0])
+    tone = p["light"] * np.array([1 - p["warmth"], 1, 1 + p["warmth"]])
+    skin, neck = _skin(p) * tone * 0.8, _whole(_SHAPES["neck"])
+    canvas.fill(_whole(_SHAPES["shoulders"]), _bgr("cloth", p["clothes"]) * tone)
+    canvas.fill(neck, skin)
+    shadow = _whole(_SHAPES["neck_shadow"])
+    canvas.inside(shadow, lambda part: part.fill(neck, skin * 0.55), 0.9, 0.08)
+    return canvas.image
+
+
+def _expose(p, image, camera, rng):
+    """Hide a part of the picture, blur it, add noise and compress it."""
+    if p["occlusion"]:
+        spot = np.random.default_rng(p["occlusion"])
+        centre = camera.project(spot.uniform((-0.7, -0.5), (0.7, 0.9))[None])[0]
+        axes, angle = 2 * camera.scale * spot.uniform(0.15, 0.4, 2), float(spot.uniform(0, 180))
+        box, colour = (centre, axes, angle), spot.uniform(20, 220, 3).tolist()
+        cv2.ellipse(image, box, colour, -1, cv2.LINE_AA)
+    if p["blur"] > 0.25:
+        image = cv2.GaussianBlur(image, (0, 0), p["blur"] * image.shape[0] / 96)
+    if p["noise"]:
+        image = image + p["noise"] * rng.standard_normal(image.shape, np.float32)
+        image = image.clip(0, 255).astype(np.uint8)
+    if p["jpeg"] < 100:
+        jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, p["jpeg"]])[1]
+        image = cv2.imdecode(jpeg, cv2.IMREAD_COLOR)
+    return image
+
+
+class _Canvas:
+    """A uint8 image, BGR or premultiplied BGRA, drawn on in units of the face."""
+
+    def __init__(self, image, scale, origin):
+        self.image, self.scale, self.origin = image, scale, np.asarray(origin, float)
+
+    def _pixels(self, points):
+        """Return pixels in sixteenths, the first one's centre at 0."""
+        return (np.asarray(points) * (16 * self.scale) + (16 * self.origin - 7.5)).astype(np.int32)
+
+    def fill(self, points, colour):
+        cv2.fillPoly(self.image, [self._pixels(points)], (*colour, 255), cv2.LINE_AA, 4)
+
+    def lines(self, curves, colour, width):
+        """Draw open curves (count, points, 2); a point twice is a round dot."""
+        curves, width = list(self._pixels(curves)), max(1, round(width * self.scale))
+        cv2.polylines(self.image, curves, False, (*colour, 255), width, cv2.LINE_AA, 4)
+
+    def disc(self, centre, radius, colour):
+        centre, radius = self._pixels(centre).tolist(), round(radius * self.scale * 16)
+        cv2.circle(self.image, centre, radius, (*colour, 255), -1, cv2.LINE_AA, 4)
+
+    def wash(self, points, colour, opacity, soft=0.0):
+        self.inside(points, lambda part: part.fill(points, colour), opacity, soft)
+
+    def inside(self, outline, draw, opacity=1.0, soft=0.0):
+        """Let what `draw(canvas)` draws show only within `outline`, its edge softened."""
+        soft, pad = soft * self.scale, 3 + int(2 * soft * self.scale)
+        x, y, w, h = cv2.boundingRect(self._pixels(outline) // 16)
+        left, top = max(x - pad, 0), max(y - pad, 0)
+        area = np.s_[top : max(y + h + pad, 0), left : max(x + w + pad, 0)]
+        before = self.image[area]
+        if not before.size:
+            return
+        part = _Canvas(before.copy(), self.scale, self.origin - (left, top))
+        draw(part)
+        mask = _Canvas(np.zeros(before.shape[:2], np.uint8), self.scale, part.origin)
+        mask.fill(outline, (255,))
+        mask = mask.image.astype(np.float32) * (opacity / 255)
+        if soft > 0.3:
+            mask = cv2.GaussianBlur(mask, (0, 0), soft)
+        self.image[area] = cv2.blendLinear(part.image, before, mask, 1 - mask)
+
+
+def _draw_head(canvas, p):
+    rng, style = np.random.default_rng([p["identity"], 4]), p["hair_style"]
+    skin, hair = _skin(p), _bgr("hair", p["hair_colour"])
+    cover = _bgr("cloth", (p["clothes"] + 4) % 10) if style == _SCARF else hair
+    outline, points = _geometry(p)
+    _draw_hair_behind(canvas, p, cover, rng)
+    ear = _curve(_SHAPES["ear"] + (0.74 * p["head_width"], 0), True)
+    for side in (-1, 1):
+        canvas.fill(ear * (side, 1), skin * 0.85)
+    canvas.fill(outline, skin)
+    for side in (-1, 1):
+        q = _half(p, side)
+        for *crease, weights in FACE["skin"]["creases"]:
+            depth = min(1, sum(q[name] * weight for name, weight in weights.items()))
+            if depth > 0.05:
+                colour = skin * (1 - 0.42 * depth)
+                canvas.lines([_curve(np.array(crease) * (side, 1))], colour, 0.022)
+    canvas.image = cv2.GaussianBlur(canvas.image, (0, 0), max(0.3, 0.012 * canvas.scale))
+    if p["beard"]:
+        jaw, inner = outline[outline[:, 1] > 0.12], _curve(_SHAPES["beard"])
+        beard = np.concatenate([jaw[jaw[:, 0] > 0], jaw[jaw[:, 0] <= 0], inner[::-1]])
+        canvas.wash(beard, hair, 0.25 + 0.65 * p["beard"], 0.06)
+    _draw_mouth(canvas, p, points, skin)
+    for side, half in points.items():
+        _draw_half(canvas, p, side, half, skin, hair)
+    if p["glasses"]:
+        _draw_glasses(canvas, p)
+    if style != _BALD:
+        _draw_hair(canvas, p, cover, skin, rng)
+
+
+def _draw_mouth(canvas, p, points, skin):
+    left, right, middle = points[-1], points[1], (points[-1] + points[1]) / 2
+
+    def across(centre, *outer):
+        outer = [*outer, _CORNER]
+        return _curve([*left[outer[::-1]], middle[centre], *right[outer]])
+
+    top, upper, lower, bottom = across(15, 16, 17), across(18, 19), across(20, 21), across(22, 23)
+    opening = np.concatenate([upper, lower[::-1]])
+    red = skin * (0.68, 0.62, 0.88) * (1 - 0.25 * p["makeup"] * np.array([0.8, 1, 0]))
+
+    def draw(part):
+        part.fill(opening, (28, 18, 45))
+        part.fill(np.concatenate([upper, upper[::-1] * (0.9, 1) + (0, 0.07)]), (215, 228, 232))
+        part.fill(_curve(_SHAPES["tongue"]) + middle[20], (85, 80, 165))
+
+    if middle[20, 1] - middle[18, 1] > 0.012:
+        canvas.inside(opening, draw)
+    canvas.fill(np.concatenate([top, upper[::-1]]), red * 0.86)
+    canvas.fill(np.concatenate([lower, bottom[::-1]]), red)
+    canvas.lines([upper], red * 0.5, 0.012)
+
+
+def _draw_half(canvas, p, side, half, skin, hair):
+    """Draw half of the nose, an eye and its brow."""
+    canvas.lines([_curve(_SHAPES["nose_wing"] * (side, 1) + half[_WING])], skin * 0.78, 0.016)
+    canvas.fill(_curve(_SHAPES["nostril"] * (side, 1) + half[_NOSTRIL], True), skin * 0.4)
+    upper, lower = _curve(half[_LID]), _curve(half[[4, 9, 10, 11, 8]])
+    outline, size = np.concatenate([upper, lower[::-1]]), p["eye_size"]
+    gaze = (side * (0.32 + p["eye_distance"]), -0.09) + 0.05 * np.array([p["gaze_x"], p["gaze_y"]])
+    iris = _bgr("iris", p["eye_colour"])
+
+    def draw(part):
+        part.fill(outline, (222, 226, 232))
+        for radius, colour in ((0.072, iris * 0.45), (0.061, iris), (0.03, (12, 10, 10))):
+            part.disc(gaze, radius * size, colour)
+        part.lines([upper + (0, 0.012)], skin * 0.35, 0.03)
+        part.disc(gaze + (0.025 * np.sign(p["light_x"]), -0.028), 0.016, (250, 250, 250))
+
+    if p["AU43"] < 0.9:
+        canvas.inside(outline, draw)
+    fold = half[_LID] + (0, -0.045)
+    fold[1:4, 1] = np.minimum(fold[1:4, 1], -0.09 - 0.08 * size)
+    canvas.lines([lower], skin * 0.62, 0.012)
+    canvas.lines([_curve(fold)], skin * 0.7, 0.014)
+    canvas.lines([upper], skin * 0.22, 0.018 + 0.014 * p["makeup"])
+    thick = 0.028 * p["brow_thickness"] * np.array([[1.0], [1.15], [0.9], [0.2]]) * (0, 1)
+    brow = np.concatenate([_curve(half[_BROW] - thick), _curve(half[_BROW] + thick)[::-1]])
+    canvas.wash(brow, hair * 0.8, 0.9, 0.014)
+
+
+def _curls(canvas, hair, rng, low, high):
+    """Strew curls between two radii round the top of the head."""
+    angle, radius = rng.uniform(-np.pi - 0.2, 0.2, 240), rng.uniform(low, high, 240)
+    dots = np.stack([np.cos(angle) * radius, np.sin(angle) * radius - 0.38], -1)[:, None]
+    for i, tone in enumerate((0.78, 0.88, 1.0, 1.08)):
+        canvas.lines(dots[i::4].repeat(2, axis=1), hair * tone, 0.1)
+
+
+def _draw_hair_behind(canvas, p, hair, rng):
+    style, volume = p["hair_style"], p["hair_volume"]
+    if style == _BUN:
+        canvas.disc((0, -1.36), 0.3, hair * 0.8)
+    elif style in (_LONG, _SCARF):
+        edge, hem = _whole(_SHAPES["hair_behind"]), 1.2 if style == _SCARF else p["hair_length"]
+        edge[:, 1] *= np.where(edge[:, 1] > 0, hem / 1.2, 1)
+        canvas.fill(edge * (1 + volume, 1), hair * (0.75 if style == _SCARF else 0.6))
+    elif style == _CURLY:
+        canvas.disc((0, -0.38), 0.8 + 1.2 * volume, hair * 0.8)
+        _curls(canvas, hair, rng, 0.72, 0.85 + 1.4 * volume)
+
+
+def _draw_hair(canvas, p, hair, skin, rng):
+    style, volume, wide = p["hair_style"], p["hair_volume"], (p["head_width"], 1)
+    outer = _SHAPES["hair_outside"] * (1 + 0.6 * volume) * wide - (0, 0.2 + 0.4 * volume)
+    inner = np.array(FACE["hair"]["lines"][style], float) * wide
+    if style in (_LONG, _SCARF):
+        outer[3:] = [(0.86 + volume, 0.1), (0.78 + volume, 0)]
+        inner[4, 1] = outer[4, 1] = 1.2 if style == _SCARF else p["hair_length"]
+    else:
+        outer[4] = inner[4] + (0.03, 0)
+    inner[:3, 1] += p["hairline"]
+    shift = np.outer([1, 0.8, 0.3, 0, 0], (p["hair_part"], 0)) * (style in (_SIDE_PART, _LONG))
+    for side in (-1, 1):
+        top, low = _curve(outer * (side, 1) + shift), _curve(inner * (side, 1) + shift)
+        shadow = np.concatenate([top, low[::-1] + (-0.03 * side, 0.04)])
+        canvas.wash(shadow, skin * 0.5, 0.5, 0.03)
+        canvas.fill(np.concatenate([top, low[::-1]]), hair)
+        for tone in (0.72, 0.86, 1.14, 1.28) if style not in (_SCARF, _CURLY) else ():
+            canvas.lines(top + rng.random((6, 1, 1)) * (low - top), hair * tone, 0.022)
+    if style == _CURLY:
+        _curls(canvas, hair, rng, 0.6 - p["hairline"], 0.75 + volume)
+
+
+def _draw_glasses(canvas, p):
+    ring, colour, width = FACE["glasses"][f"style_{p['glasses']}"]
+    for side in (-1, 1):
+        centre = np.array([side * (0.325 + p["eye_distance"]), -0.08])
+        lens = _curve(np.array(ring) * (0.235, 0.19) + centre, True)
+        canvas.wash(lens, (245, 240, 235), 0.1)
+        temple = [centre + (side * 0.22, -0.04), (side * 0.78, -0.12)]
+        bridge = [centre - (side * 0.225, 0.03), (0, -0.13)]
+        canvas.lines([[*lens, lens[0]]], colour, width)
+        canvas.lines([temple, bridge], colour, width)
