@@ -10,8 +10,9 @@ EXTRAS := notebook,keras,dev
 course: $(READY)  ## run the six notebooks: make course [ARCHIVE=some.zip]
 	@$(BIN)/python notebooks/run_course.py $(if $(ARCHIVE),--archive "$(ARCHIVE)")
 
+# Two files at a time; one thread each, because waiting threads of two processes slow both down.
 test: $(READY)  ## the fast tests
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: $(READY)  ## browser, window, Colab and real faces
 	@$(BIN)/python -m pytest -m slow

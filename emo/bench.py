@@ -23,9 +23,8 @@ from emo.sources import read_dataset
 def machine():
     """Describe this machine in one line."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return (
-        f"{platform.machine()}, {torch.get_num_threads()} cores, {gpu}, torch {torch.__version__}"
-    )
+    cores = torch.get_num_threads()
+    return f"{platform.machine()}, {cores} cores, {gpu}, torch {torch.__version__}"
 
 
 def bench_data(count=1000, size=96):

@@ -24,7 +24,6 @@ class MediaPipeFaceDetector(AbstractContextManager):
     def __init__(self, min_detection_confidence=0.5):
         if not 0 <= min_detection_confidence <= 1:
             raise EmoError(f"min_detection_confidence takes 0 to 1, not {min_detection_confidence}")
-        os.environ.setdefault("GLOG_minloglevel", "2")  # before the import, or its log is noise
         from mediapipe.tasks.python import BaseOptions, vision
 
         # As bytes, because a path with non-ASCII characters fails on Windows.

@@ -274,10 +274,11 @@ class _Run:
 def _average(averages, weights, steps):
     """Move the averages towards the weights, faster at first; counters are copied."""
     share = max(1 - AVERAGE, 1 / (1 + float(steps)))
-    if averages[0].is_floating_point():
-        torch._foreach_lerp_(averages, weights, share)
-    else:
-        torch._foreach_copy_(averages, weights)
+    for average, weight in zip(averages, weights, strict=True):
+        if average.is_floating_point():
+            average.lerp_(weight, share)
+        else:
+            average.copy_(weight)
 
 
 def _optimizer(model, config, steps):
