@@ -28,6 +28,7 @@ $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed, this is $$($(PYTHON) -V); try make PYTHON=python3.12"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
 	@echo "Installing into $(VENV) (a minute or more, and about 6 GB, the first time)"
 	@if $(BIN)/python -m pip install -q --disable-pip-version-check uv && \
 	  $(BIN)/uv pip install -q --python $(BIN)/python -e ".[$(EXTRAS)]"; then :; else \
