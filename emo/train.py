@@ -62,8 +62,8 @@ class TrainConfig:
     beta: float = 0.5
     """Weight of the valence/arousal loss; 0 leaves that head untrained and unused."""
     recipe: Literal["classic", "strong"] = "classic"
-    """classic: Adam, steps halved on a plateau, early stopping. strong: AdamW, warm-up and cosine,
-    for a fixed number of epochs, few ones included. Both: flip and ±15° rotation."""
+    """classic: Adam, steps halved on a plateau, early stopping. strong: AdamW, steps shrinking
+    along a cosine, for few epochs. Both: warm-up, averaged weights, flip and ±15° rotation."""
     derive_va: bool = False
     """Fill missing valence/arousal from class means; every result then says "derived"."""
     layout: str | None = None
@@ -336,10 +336,10 @@ def _precision():
 
 
 def _save_epoch(run, folder, manifest):
+    write_json(folder / "config.json", dataclasses.asdict(run.config))
     if not (folder / "manifest.csv").exists():
         with atomic_path(folder / "manifest.csv") as temporary:
             manifest.to_csv(temporary, index=False)
-    write_json(folder / "config.json", dataclasses.asdict(run.config))
     with atomic_path(folder / "last.pth") as temporary:
         torch.save(run.state_dict(), temporary)
     with atomic_path(folder / "history.csv") as temporary:
