@@ -1,23 +1,21 @@
 """A course in multi-task facial emotion recognition: eight emotions, valence and arousal."""
 
-from emo.errors import EmoError
-from emo.evaluation import evaluate
-from emo.export import export_to_keras, export_to_onnx, export_to_torchscript
-from emo.faces import MediaPipeFaceDetector
-from emo.model import create_model
-from emo.recognize import EmotionPreprocessor, create_recognizer
-from emo.train import TrainConfig, fit
+from importlib import import_module
 
-__all__ = [
-    "EmoError",
-    "EmotionPreprocessor",
-    "MediaPipeFaceDetector",
-    "TrainConfig",
-    "create_model",
-    "create_recognizer",
-    "evaluate",
-    "export_to_keras",
-    "export_to_onnx",
-    "export_to_torchscript",
-    "fit",
-]
+_NAMES = {  # room → its public names, imported when first used: PyTorch and friends take seconds
+    "errors": ["EmoError"],
+    "evaluation": ["evaluate"],
+    "export": ["export_to_keras", "export_to_onnx", "export_to_torchscript"],
+    "faces": ["MediaPipeFaceDetector"],
+    "model": ["create_model"],
+    "recognize": ["EmotionPreprocessor", "create_recognizer"],
+    "train": ["TrainConfig", "fit"],
+}
+_ROOM_OF = {name: room for room, names in _NAMES.items() for name in names}
+__all__ = list(_ROOM_OF)
+
+
+def __getattr__(name):
+    if name not in _ROOM_OF:
+        raise AttributeError(f"module 'emo' has no attribute {name!r}")
+    return getattr(import_module(f"emo.{_ROOM_OF[name]}"), name)

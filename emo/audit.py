@@ -4,49 +4,87 @@ import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pandas as pd
+from PIL import Image
 from tqdm.auto import tqdm
 
 from emo.dataset import decode
 from emo.emotions import EMOTIONS
-from emo.sources import va_state
+from emo.files import atomic_path, work_folder
+from emo.sources import QUARANTINE, va_state
 
 TINY = 32  # pixels; below this a face has lost the detail that emotions show in
+ALIKE_BITS, ALIKE_CORRELATION = 8, 0.97  # of FER+, every such pair looked at was one photo
 
 
 def audit(manifest, root):
-    """Return one row an image: `readable`, `tiny`, `duplicate_of`, `leaks`, `folder_disagrees`.
+    """Return one row an image, with what is wrong with it.
 
-    `duplicate_of` names the first image with the same pixels, `leaks` is true where that image
-    is in another split, `folder_disagrees` where a folder says another emotion than the label.
+    `fault` is "" or says why it can't be used, `mode` is Pillow's name of its kind of pixels (RGB,
+    L …). `duplicate_of` names the first image with the same pixels, `near_duplicate_of` an earlier
+    one that looks the same; `leaks`: that one is in another split; `relabelled`: it has another
+    emotion; `folder_disagrees`: the folder says another emotion than the label.
     """
     paths = [Path(root) / path for path in manifest["image_path"]]
     with ThreadPoolExecutor() as pool:
         looks = list(tqdm(pool.map(_look, paths), "Checking images", len(paths), unit="image"))
-    facts = pd.DataFrame(looks, columns=["readable", "tiny", "digest"], index=manifest.index)
-    table = manifest if "split" in manifest else manifest.assign(split="")
-    first = table[["image_path", "split"]].groupby(facts["digest"]).transform("first")
-    same = facts["readable"] & (first["image_path"] != table["image_path"])
-    facts["duplicate_of"] = first["image_path"].where(same)
-    facts["leaks"] = same & (first["split"] != table["split"])
-    emotion = manifest["emotion"]
+    columns = ["fault", "mode", "digest", "code", "thumbnail"]
+    facts = pd.DataFrame(looks, columns=columns, index=manifest.index)
+    row = pd.Series(np.arange(len(facts)), facts.index)
+    first = row.groupby(facts["digest"]).transform("first").fillna(row).astype(int).to_numpy()
+    seen = _look_alikes(np.stack(facts.pop("code")), np.stack(facts.pop("thumbnail")))
+    names = manifest["image_path"].to_numpy(object)
+    copy, alike = first != row, (first == row) & (seen != row)
+    facts["duplicate_of"] = pd.Series(names[first], facts.index).where(copy)
+    facts["near_duplicate_of"] = pd.Series(names[seen], facts.index).where(alike)
+    twin, emotion = np.where(copy, first, seen), manifest["emotion"].to_numpy()
+    split = manifest.get("split", pd.Series("", manifest.index)).to_numpy(object)
+    facts["leaks"], facts["relabelled"] = split[twin] != split, emotion[twin] != emotion
     facts["folder_disagrees"] = manifest.get("folder_emotion", emotion) != emotion
-    return facts.drop(columns="digest").assign(image_path=manifest["image_path"])
+    return facts.drop(columns="digest").assign(image_path=names)
 
 
 def summarise(manifest, facts):
     """Return a one-column table of counts, with what each finding means."""
+    faults = facts["fault"][facts["fault"] != ""].value_counts().to_dict()
     rows = {
         "images": len(manifest),
-        "unreadable (skipped everywhere)": int((~facts["readable"]).sum()),
-        f"smaller than {TINY} pixels": int(facts["tiny"].sum()),
+        "usable": int((facts["fault"] == "").sum()),
+        **{f"skipped everywhere: {fault}": count for fault, count in faults.items()},
+        "not RGB (converted)": int((~facts["mode"].isin(["RGB", ""])).sum()),
         "exact duplicates": int(facts["duplicate_of"].notna().sum()),
+        "near duplicates": int(facts["near_duplicate_of"].notna().sum()),
         "duplicates across splits (they leak)": int(facts["leaks"].sum()),
+        "duplicates with another label": int(facts["relabelled"].sum()),
         "label and folder disagree": int(facts["folder_disagrees"].sum()),
         "without emotion": int((manifest["emotion"] < 0).sum()),
         f"valence/arousal: {va_state(manifest)}": int(manifest["valence"].notna().sum()),
     }
     return pd.DataFrame({"count": pd.Series(rows)})
+
+
+def write_quarantine(manifest, facts, root, *, duplicates=False):
+    """Write the list of images that are skipped from now on; return it. No image is deleted.
+
+    These are the images with a `fault` and, with `duplicates`, all but one of each picture: the
+    one in the test part is kept, else the one in val, else the first.
+    """
+    listed = facts.loc[facts["fault"] != "", ["image_path", "fault"]]
+    reason = dict(listed.itertuples(index=False))
+    if duplicates:
+        worth = manifest["split"].map({"test": 2, "val": 1}).fillna(0)
+        worth = dict(zip(manifest["image_path"], worth, strict=True))
+        twins = facts["duplicate_of"].fillna(facts["near_duplicate_of"])
+        for pair in zip(twins[twins.notna()], facts["image_path"][twins.notna()], strict=True):
+            kept, other = sorted(pair, key=worth.get, reverse=True)  # a tie keeps the first
+            reason[other] = f"duplicate of {kept}"
+    sizes = [(Path(root) / path).stat().st_size for path in reason]
+    table = pd.DataFrame({"image_path": reason.keys(), "reason": reason.values(), "bytes": sizes})
+    with atomic_path(work_folder(root) / QUARANTINE) as temporary:
+        table.to_csv(temporary, index=False)
+    return table
 
 
 def class_table(manifest):
@@ -59,8 +97,48 @@ def class_table(manifest):
 
 
 def _look(path):
-    image = decode(path)
+    """Return fault, mode, digest of the pixels, perceptual hash (8 bytes) and thumbnail (256)."""
+    image, mode = decode(path), ""
+    try:
+        with Image.open(path) as file:
+            mode = file.mode
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        pass
     if image is None:
-        return False, False, None
+        fault = "cut off or damaged" if mode else "not an image"
+        return fault, mode, None, np.zeros(8, np.uint8), np.zeros(256, np.uint8)
+    fault = f"smaller than {TINY} pixels" if min(image.shape[:2]) < TINY else ""
     digest = hashlib.sha256(image.tobytes() + str(image.shape).encode()).hexdigest()
-    return True, min(image.shape[:2]) < TINY, digest
+    grey = cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA).mean(axis=2, dtype=np.float32)
+    waves = cv2.dct(grey)[:8, :8].ravel()  # a perceptual hash (Zauner 2010): the coarse pattern
+    thumbnail = grey.reshape(16, 2, 16, 2).mean(axis=(1, 3))
+    code = np.packbits(waves > np.median(waves))
+    return fault, mode, digest, code, thumbnail.ravel().astype(np.uint8)
+
+
+def _look_alikes(codes, thumbnails):
+    """Return, for each image, an earlier one that looks the same, or itself (N,).
+
+    Only images that share one of four parts of the hash are compared: nearly all pairs that differ
+    in few bits do, and comparing all with all would take hours.
+    """
+    seen = np.arange(len(codes))
+    for part in codes.view(np.uint16).T:
+        order = np.argsort(part, kind="stable")
+        for step in range(1, min(256, len(order))):  # the next ones with the same part
+            a, b = order[:-step], order[step:]
+            same = part[a] == part[b]
+            if not same.any():
+                break
+            a, b = a[same], b[same]
+            near = np.unpackbits(codes[a] ^ codes[b], axis=1).sum(axis=1) <= ALIKE_BITS
+            a, b = a[near], b[near]
+            x, y = (_standardise(thumbnails[i]) for i in (a, b))
+            alike = (x * y).mean(axis=1) >= ALIKE_CORRELATION
+            np.minimum.at(seen, b[alike], a[alike])
+    return seen
+
+
+def _standardise(thumbnails):
+    centred = thumbnails - thumbnails.mean(axis=1, keepdims=True, dtype=np.float32)
+    return centred / np.maximum(centred.std(axis=1, keepdims=True), 1e-6)

@@ -6,6 +6,7 @@ import threading
 import time
 import weakref
 from collections import deque
+from functools import partial
 from pathlib import Path
 
 import anywidget
@@ -19,7 +20,7 @@ from emo.errors import EmoError
 from emo.faces import quiet_stderr
 from emo.live import LivePipeline, faces_table
 from emo.recognize import create_recognizer, physical_cores
-from emo.window import FilmWriter
+from emo.window import film_writer
 
 HISTORY = 20_000  # rows kept: twenty minutes of one face at 15 results a second
 FILM = {"seconds": 12, "fps": 15, "size": (360, 480), "seed": 0}  # the simulated camera
@@ -58,14 +59,23 @@ class EmotionCamera(anywidget.AnyWidget):
         source="browser",
         max_in_flight=2,
     ):
-        _check(model_or_recognizer, pipeline, smoothing, source, max_in_flight)
-        self._model, self._pipeline = model_or_recognizer, pipeline
+        model = model_or_recognizer
+        if (model is None) == (pipeline is None):
+            raise EmoError("EmotionCamera takes a model file, a recogniser or pipeline=…; give one")
+        if isinstance(model, str | Path) and not Path(model).is_file():
+            raise EmoError(f"{model} does not exist; train and export a model first (README)")
+        if source not in ("browser", "synthetic"):
+            raise EmoError(f"source is {source!r}; expected 'browser' or 'synthetic'")
+        if smoothing < 0 or not 1 <= max_in_flight <= 4:
+            got = f"smoothing is {smoothing} seconds, max_in_flight {max_in_flight} frames"
+            raise EmoError(f"{got}; expected 0 or more and 1 to 4")
+        self._model, self._pipeline = model, pipeline
         self._owned, self._failure = pipeline is None, None
         self._busy, self._reading = threading.Lock(), threading.Lock()
         self._rows = deque(maxlen=HISTORY)  # (Face, truth or None)
         self._born, self._offset, self._local = time.monotonic(), 0.0, True
         smoothing = float(smoothing if pipeline is None else pipeline.smoothing)
-        va = getattr(model_or_recognizer if pipeline is None else pipeline.recognizer, "va", "")
+        va = getattr(model if pipeline is None else pipeline.recognizer, "va", "")
         super().__init__(source=source, smoothing=smoothing, max_in_flight=max_in_flight, va=va)
         self.on_msg(self._receive)
         previous = EmotionCamera._newest and EmotionCamera._newest()
@@ -108,6 +118,9 @@ class EmotionCamera(anywidget.AnyWidget):
     def __repr__(self):
         return f"EmotionCamera(source={self.source!r})"
 
+    def _tell(self, view, text):
+        self.send({"kind": "status", "view": view, "text": text})
+
     @traitlets.observe("smoothing")
     def _smooth(self, change):
         if self._pipeline is not None:
@@ -115,23 +128,21 @@ class EmotionCamera(anywidget.AnyWidget):
 
     def _receive(self, _, content, buffers):
         """Answer every message, because ipywidgets swallows what a handler raises."""
-        answers = {"ready": self._ready, "start": self._start}
-        answers |= {"film": self._send_film, "frame": self._frame}
         reply, data = {"view": content.get("view"), "seq": content.get("seq")}, None
         try:
             with self._busy:
-                answer, data = answers[content["kind"]](content, buffers)
+                answer, data = getattr(self, f"_on_{content['kind']}")(content, buffers)
         except Exception as error:
             name = "" if isinstance(error, EmoError) else f"{type(error).__name__}: "
             fatal = bool(self.retired or self._failure)
             answer = {"kind": "error", "text": f"{name}{error}", "fatal": fatal}
         self.send(reply | answer, buffers=data)
 
-    def _ready(self, content, _):
+    def _on_ready(self, content, _):
         self._local = bool(content.get("local", True))
         return {"kind": "ready"}, None
 
-    def _start(self, content, _):
+    def _on_start(self, content, _):
         """Begin a run: the tab that asks now is the only one that films."""
         self.send({"kind": "stop", "except": content["view"]})
         self._failure = None
@@ -140,14 +151,17 @@ class EmotionCamera(anywidget.AnyWidget):
             self._pipeline.reset()
         return {"kind": "started"}, None
 
-    def _frame(self, content, buffers):
+    def _on_frame(self, content, buffers):
         """Find and read the faces of one JPEG; boxes are sent as shares of the frame."""
         started = time.perf_counter()
         if self.retired or self._failure:
             raise EmoError(self.retired or self._failure)
         if not buffers and "jpeg" not in content:
             return {"kind": "nobuffers"}, None
-        frame = _decode(buffers[0] if buffers else base64.b64decode(content["jpeg"]))
+        data = np.frombuffer(buffers[0] if buffers else base64.b64decode(content["jpeg"]), np.uint8)
+        frame = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+        if frame is None:
+            raise EmoError(f"a frame of {data.size} bytes is no readable JPEG")
         if self._pipeline is None:
             self._load(content["view"])
         seconds = content["time"] + self._offset
@@ -161,7 +175,7 @@ class EmotionCamera(anywidget.AnyWidget):
 
     def _load(self, view):
         """Open detector and model; a failure is kept, so that frames don't repeat it."""
-        self.send({"kind": "status", "view": view, "text": "loading the detector and the model"})
+        self._tell(view, "loading the detector and the model")
         try:
             recognizer = self._model
             if isinstance(recognizer, str | Path):
@@ -174,47 +188,22 @@ class EmotionCamera(anywidget.AnyWidget):
             raise
         self.va = recognizer.va
 
-    def _send_film(self, content, _):
+    def _on_film(self, content, _):
         if EmotionCamera._film is None:
-            EmotionCamera._film = _draw_film(
-                lambda text: self.send({"kind": "status", "view": content["view"], "text": text})
-            )
+            EmotionCamera._film = _draw_film(partial(self._tell, content["view"]))
         film, truth = EmotionCamera._film
         return {"kind": "film", "fps": FILM["fps"], "truth": truth}, [film]
-
-
-def _check(model, pipeline, smoothing, source, max_in_flight):
-    if (model is None) == (pipeline is None):
-        raise EmoError("EmotionCamera takes a model file, a recogniser or pipeline=LivePipeline(…)")
-    if isinstance(model, str | Path) and not Path(model).is_file():
-        raise EmoError(f"{model} does not exist; train and export a model first (README)")
-    if source not in ("browser", "synthetic"):
-        raise EmoError(f"source is {source!r}; expected 'browser' or 'synthetic'")
-    if smoothing < 0 or not 1 <= max_in_flight <= 4:
-        got = f"smoothing is {smoothing} seconds, max_in_flight {max_in_flight} frames"
-        raise EmoError(f"{got}; expected 0 or more and 1 to 4")
-
-
-def _decode(data):
-    """Map JPEG bytes to a BGR frame."""
-    data = np.frombuffer(data, np.uint8)
-    frame = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    if frame is None:
-        raise EmoError(f"a frame of {data.size} bytes is no readable JPEG")
-    return frame
 
 
 def _message(face, shape):
     """Turn a `Face` into plain JSON with its box as shares of the frame."""
     message = {name: getattr(face, name) for name in ("state", "emotion", "valence", "arousal")}
-    probabilities = None if face.probabilities is None else face.probabilities.tolist()
-    box = _shares(face.bbox, shape)
-    return message | {"face": face.track, "box": box, "probabilities": probabilities}
+    message["probabilities"] = None if face.probabilities is None else face.probabilities.tolist()
+    return message | {"face": face.track, "box": _shares(face.bbox, shape)}
 
 
 def _shares(bbox, shape):
-    height, width = shape[:2]
-    return [float(v) / n for v, n in zip(bbox, (width, height) * 2, strict=True)]
+    return np.divide(bbox, [shape[1], shape[0]] * 2).tolist()
 
 
 def _draw_film(tell):
@@ -225,12 +214,11 @@ def _draw_film(tell):
     truths, count = [], round(FILM["seconds"] * FILM["fps"])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "film.webm")
-        with FilmWriter(path, FILM["fps"], codec="VP80") as film:
+        with film_writer(path, FILM["fps"], codec="VP80") as write:
             for frame, truth in synth.animate(**FILM):
-                film.write(frame)
-                truths.append({name: float(truth[name]) for name in ("valence", "arousal")})
-                truths[-1]["emotion"] = EMOTIONS[truth["emotion"]]
-                truths[-1]["box"] = _shares(truth["bbox"], frame.shape)
+                write(frame)
+                box = _shares(truth.pop("bbox"), frame.shape)
+                truths.append(truth | {"emotion": EMOTIONS[truth["emotion"]], "box": box})
                 if len(truths) % 18 == 0:
                     tell(f"drawing the simulated camera, once: {len(truths) / count:.0%}")
         return path.read_bytes(), truths

@@ -8,37 +8,49 @@ from typing import Annotated, Literal, get_args
 
 import cv2
 import tyro
+from matplotlib.figure import Figure
+from tyro.conf import Positional
 
 from emo import evaluation
-from emo.audit import audit, class_table, summarise
+from emo.audit import audit, class_table, summarise, write_quarantine
 from emo.bench import BENCHES, machine
-from emo.dataset import decode, split_manifest
+from emo.dataset import decode, pack_images, split_manifest
 from emo.download import download_kaggle, unpack_archive
 from emo.errors import EmoError
 from emo.export import export_run
 from emo.faces import MediaPipeFaceDetector
-from emo.files import atomic_path
+from emo.files import atomic_path, work_folder
 from emo.live import LivePipeline, draw_overlay
+from emo.plots import plot_classes
 from emo.recognize import create_recognizer, predict_files
-from emo.sources import read_dataset
+from emo.sources import QUARANTINE, read_dataset
 from emo.synth import write_dataset
 from emo.train import TrainConfig, fit
 from emo.window import Camera, run_live
 
+
+def arg(kind, text, **options):
+    """Return the type of a parameter together with its line of the help."""
+    return Annotated[kind, tyro.conf.arg(help=text, **options)]
+
+
 Text = str | None
 Format = Literal["weights", "torchscript", "onnx", "int8", "keras"]
+FORMATS = get_args(Format)
 Labels = Literal["label", "folder"]
-Device = Literal["cpu", "cuda"]
+Split = Literal["train", "val", "test"]
+ModelFile = arg(str, "Model file: .pth, .pt, .onnx or .h5.")
+DropDuplicates = arg(bool, "Put all but one copy of each picture into quarantine, too.")
+Frontal = arg(bool, "Look into the camera, without large turns, blur or hands in the way.")
+Device = arg(Literal["cpu", "cuda"], "Where the model runs.")
 
 
-def download(dest: str, kaggle: Text = None, archive: Text = None):
-    """Fetch a data set from Kaggle, or unpack an archive, into a folder.
-
-    Args:
-        dest: New folder for the data.
-        kaggle: Kaggle data set; noamsegal/affectnet-training-data unless told.
-        archive: A .zip file instead of Kaggle.
-    """
+def download(
+    dest: arg(str, "New folder for the data."),
+    kaggle: arg(Text, "Kaggle data set; noamsegal/affectnet-training-data unless told.") = None,
+    archive: arg(Text, "A .zip file instead of Kaggle.") = None,
+):
+    """Fetch a data set from Kaggle, or unpack an archive, into a folder."""
     if archive and kaggle:
         raise EmoError("name either --kaggle or --archive, not both")
     if archive:
@@ -48,65 +60,61 @@ def download(dest: str, kaggle: Text = None, archive: Text = None):
     _describe(read_dataset(dest), dest)
 
 
-def synth(dest: str, count: int = 2000, seed: int = 0, size: int = 96, frontal: bool = False):
-    """Draw synthetic faces with true emotion, valence and arousal.
-
-    Args:
-        dest: New folder for the faces.
-        count: How many.
-        seed: The same seed gives the same bytes.
-        size: Pixels a side.
-        frontal: Look into the camera, without large turns, blur or hands in the way.
-    """
+def synth(
+    dest: arg(str, "New folder for the faces."),
+    count: arg(int, "How many.") = 2000,
+    seed: arg(int, "The same seed gives the same bytes.") = 0,
+    size: arg(int, "Pixels a side.") = 96,
+    frontal: Frontal = False,
+):
+    """Draw synthetic faces with true emotion, valence and arousal."""
     write_dataset(dest, count, seed=seed, size=size, frontal=frontal)
     _describe(read_dataset(dest), dest)
 
 
-def check(data_dir: str, layout: Text = None, labels: Labels = "label", class_order: Text = None):
-    """Read a data set and report what is wrong with it.
-
-    Args:
-        data_dir: Folder of the data.
-        layout: Force a layout instead of recognising it.
-        labels: Which label to trust on the Kaggle set.
-        class_order: What folders named 0–7 mean: affectnet, alphabetical or ferplus.
-    """
-    manifest = read_dataset(data_dir, layout, labels=labels, class_order=class_order)
+def check(
+    data_dir: arg(str, "Folder of the data."),
+    layout: arg(Text, "Force a layout instead of recognising it.") = None,
+    labels: arg(Labels, "Which label to trust on the Kaggle set.") = "label",
+    class_order: arg(Text, "What the numbers 0–7 mean: affectnet, alphabetical or ferplus.") = None,
+    drop_duplicates: DropDuplicates = False,
+):
+    """Read a data set, report what is wrong with it, and put unusable images into quarantine."""
+    options = {"labels": labels, "class_order": class_order, "quarantined": True}
+    manifest = read_dataset(data_dir, layout, **options)
     _describe(manifest, data_dir)
     manifest = split_manifest(manifest)
-    print(f"\n{class_table(manifest).to_string()}\n")
-    print(summarise(manifest, audit(manifest, data_dir)).to_string())
+    facts = audit(manifest, data_dir)
+    print(f"\n{class_table(manifest).to_string()}\n\n{summarise(manifest, facts).to_string()}")
+    listed = write_quarantine(manifest, facts, data_dir, duplicates=drop_duplicates)
+    place = work_folder(data_dir)
+    print(f"\n{len(listed):,} images in quarantine ({place / QUARANTINE}); none was deleted")
+    images, usable, _ = pack_images(manifest[facts["fault"] == ""], data_dir, 64, pack=False)
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    plot_classes(images, usable["emotion"], figure.subplots())
+    with atomic_path(place / "classes.png") as temporary:
+        figure.savefig(temporary)
+    print(f"faces of each class: {place / 'classes.png'}; do they look like their labels?")
 
 
-def train(config: TrainConfig, resume: bool = False):
-    """Train both heads and write a run folder.
-
-    Args:
-        config: What the run depends on.
-        resume: Go on from the last finished epoch of this run.
-    """
+def train(
+    config: arg(TrainConfig, "What the run depends on."),
+    resume: arg(bool, "Go on from the last finished epoch of this run.") = False,
+):
+    """Train both heads and write a run folder."""
     fit(config, resume=resume)
     print(f"wrote {config.output_dir}; next: python -m emo evaluate --run {config.output_dir}")
 
 
 def evaluate(
-    run: Text = None,
-    model: Text = None,
-    data_dir: Text = None,
-    split: Literal["train", "val", "test"] = "test",
-    output_dir: Text = None,
-    against: Text = None,
+    run: arg(Text, "Run folder.") = None,
+    model: arg(Text, "A model file instead of a run.") = None,
+    data_dir: arg(Text, "Data other than the run's own.") = None,
+    split: arg(Split, "Part of the data.") = "test",
+    output_dir: arg(Text, "Where to write; the run's folder unless told.") = None,
+    against: arg(Text, "Another run, evaluated on the same images, to compare with.") = None,
 ):
-    """Score a run, or a model file on other data; write metrics, predictions and a report.
-
-    Args:
-        run: Run folder.
-        model: A model file instead of a run.
-        data_dir: Data other than the run's own.
-        split: Part of the data.
-        output_dir: Where to write; the run's folder unless told.
-        against: Another run, evaluated on the same images, to compare with.
-    """
+    """Score a run, or a model file on other data; write metrics, predictions and a report."""
     where = {"split": split, "output_dir": output_dir, "against": against}
     lines = evaluation.headline(evaluation.evaluate(run, model=model, data_dir=data_dir, **where))
     for name, text in lines.items():
@@ -114,34 +122,22 @@ def evaluate(
     print(f"wrote {Path(output_dir or run or Path(model).parent) / 'report.html'}")
 
 
-def export(run: str, formats: tuple[Format, ...] = get_args(Format)):
-    """Write a run's model in other formats and prove that they agree with PyTorch.
-
-    Args:
-        run: Run folder.
-        formats: Which formats.
-    """
+def export(
+    run: arg(str, "Run folder."), formats: arg(tuple[Format, ...], "Which formats.") = FORMATS
+):
+    """Write a run's model in other formats and prove that they agree with PyTorch."""
     print(export_run(run, formats).T.to_string(float_format="{:.4g}".format))
 
 
 def predict(
-    files: tyro.conf.Positional[tuple[str, ...]],
-    model: str,
-    crops: bool = False,
-    json_: Annotated[bool, tyro.conf.arg(name="json")] = False,
-    annotate: Text = None,
+    files: arg(Positional[tuple[str, ...]], "Image files."),
+    model: ModelFile,
+    crops: arg(bool, "The images are faces already: detect nothing.") = False,
+    json_: arg(bool, "Print JSON instead of a table.", name="json") = False,
+    annotate: arg(Text, "Folder for copies with boxes and labels drawn on.") = None,
     device: Device = "cpu",
 ):
-    """Find the faces in photos and predict emotion, valence and arousal.
-
-    Args:
-        files: Image files.
-        model: Model file: .pth, .pt, .onnx or .h5.
-        crops: The images are faces already: detect nothing.
-        json_: Print JSON instead of a table.
-        annotate: Folder for copies with boxes and labels drawn on.
-        device: Where the model runs.
-    """
+    """Find the faces in photos and predict emotion, valence and arousal."""
     if not files:
         raise EmoError("no files to predict; name at least one image")
     if crops and annotate:
@@ -158,27 +154,16 @@ def predict(
 
 
 def live(
-    model: str,
-    camera: str = "0",
+    model: ModelFile,
+    camera: arg(str, 'Camera number, film file or "synthetic".') = "0",
     device: Device = "cpu",
-    headless: bool = False,
-    record: Text = None,
-    log: Text = None,
-    smoothing: float = 0.3,
-    min_detection_confidence: float = 0.5,
+    headless: arg(bool, "No window: for films, with --record or --log.") = False,
+    record: arg(Text, "Annotated film to write (.mp4 or .webm).") = None,
+    log: arg(Text, "CSV of numbers to write.") = None,
+    smoothing: arg(float, "Time constant in seconds; 0 shows raw predictions.") = 0.3,
+    min_detection_confidence: arg(float, "Of the face detector, 0 to 1.") = 0.5,
 ):
-    """Run the live demo on a camera, a film or a synthetic face. Keys: q quit, v, p, s.
-
-    Args:
-        model: Model file: .pth, .pt, .onnx or .h5.
-        camera: Camera number, film file or "synthetic".
-        device: Where the model runs.
-        headless: No window: for films, with --record or --log.
-        record: Annotated film to write (.mp4 or .webm).
-        log: CSV of numbers to write.
-        smoothing: Time constant in seconds; 0 shows raw predictions.
-        min_detection_confidence: Of the face detector, 0 to 1.
-    """
+    """Run the live demo on a camera, a film or a synthetic face. Keys: q quit, v, p, s."""
     recognizer = create_recognizer(model, device=device)
     detector = MediaPipeFaceDetector(min_detection_confidence)
     with detector, Camera(camera, loop=not headless) as source:
@@ -190,27 +175,23 @@ def live(
         print(f"wrote {path}")
 
 
-def bench(what: tyro.conf.Positional[Literal["all", "data", "train", "infer", "live"]] = "all"):
-    """Measure speed on this machine, as ratios within one run.
-
-    Args:
-        what: Which measurement.
-    """
+def bench(what: arg(Positional[Literal["all", *BENCHES]], "Which measurement.") = "all"):
+    """Measure speed on this machine, as ratios within one run."""
     print(machine())
     for name in BENCHES if what == "all" else (what,):
         print(f"\n{name}: {BENCHES[name].__doc__}\n{BENCHES[name]().to_string()}")
 
 
-FUNCTIONS = (download, synth, check, train, evaluate, export, predict, live, bench)
-COMMANDS = {function.__name__: function for function in FUNCTIONS}
+COMMANDS = (download, synth, check, train, evaluate, export, predict, live, bench)
 ABOUT = "Multi-task facial emotion recognition: train, evaluate, export, run live."
 
 
 def main(args=None):
     """Run one command; a mistake of the user gives one sentence and exit code 2."""
     try:
+        commands = {function.__name__: function for function in COMMANDS}
         options = {"prog": "emo", "args": args, "config": (tyro.conf.OmitArgPrefixes,)}
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, description=ABOUT, **options)
+        tyro.extras.subcommand_cli_from_dict(commands, description=ABOUT, **options)
     except EmoError as error:
         _stop(error)
     except OSError as error:  # a full disk, a read-only folder
@@ -225,7 +206,9 @@ def _stop(message):
 
 
 def _describe(manifest, folder):
-    print(f"{folder}: {manifest.attrs['layout']} layout\n{manifest.attrs['report'].to_string()}")
+    report = manifest.attrs["report"]
+    report.loc["in all"] = report["rows"].sum()
+    print(f"{folder}: {manifest.attrs['layout']} layout\n{report.to_string()}")
 
 
 def _print_predictions(rows, va):

@@ -1,6 +1,7 @@
 """Splits, packed images, batches and augmentation. Explained in notebooks/02 and 03."""
 
 import hashlib
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,32 +10,36 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from emo.emotions import PROBABILITY_COLUMNS
 from emo.errors import EmoError
-from emo.files import atomic_path, read_json, write_json
+from emo.files import read_json, work_folder, write_json
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB: what the pretrained backbones were fed
 IMAGE_STD = (0.229, 0.224, 0.225)
 SPLIT_SHARES = {"train": 0.70, "val": 0.15, "test": 0.15}
+BLOCK, CHUNK = 4096, 32  # images written down as done at once; images of one task of a thread
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, RGB: what cv2.COLOR_RGB2GRAY uses
 
 
 def split_manifest(manifest, seed=0):
     """Fill `split` where it is empty: 70/15/15 by emotion, or what official parts leave open.
 
-    A row's place depends on its path (or its `group`) and the seed alone, so reordering the rows
-    changes nothing, and a group never straddles two splits. Given a test part, val is carved out
-    of train: choosing a model on the part that one reports would flatter it.
+    A row's place depends on its path (or its `group`) and the seed alone, not on the rows' order;
+    a group never straddles two splits. Official parts stay. Choosing a model on the part that one
+    reports would flatter it: val without a test part becomes test, and val is carved from train.
     """
     split = manifest.get("split", pd.Series("", index=manifest.index)).fillna("").astype(str)
     if unknown := set(split) - {"", *SPLIT_SHARES}:
         raise EmoError(f"split {sorted(unknown)[0]!r} is unknown; expected train, val or test")
+    if set(split) == {"train", "val"}:
+        split = split.where(split != "val", "test")
     if "val" not in set(split):
-        split = split.where(split != "train", "")  # official train without val: carve val from it
+        split = split.where(split != "train", "")
     official = set(split) - {"train"}
     shares = {name: share for name, share in SPLIT_SHARES.items() if name not in official}
     empty = split == ""
@@ -45,38 +50,51 @@ def split_manifest(manifest, seed=0):
 
 def _draw_splits(manifest, shares, seed):
     group = manifest.get("group", manifest["image_path"]).astype(object)
-    group = group.where(group.notna(), manifest["image_path"]).astype(str).to_numpy(object)
-    counts = pd.crosstab(group, manifest["emotion"].to_numpy())  # a row for each group
+    group = group.where(group.notna(), manifest["image_path"]).astype(str)
+    code, names = pd.factorize(group.to_numpy(object))
+    counts = np.bincount(code * 9 + manifest["emotion"] + 1, minlength=9 * len(names))
+    counts = counts.reshape(-1, 9)  # rows of each group by emotion, −1 to 7
     # A group counts as its most frequent emotion; within an emotion, groups stand in hash order.
-    units = pd.DataFrame({"emotion": counts.idxmax(axis=1), "rows": counts.sum(axis=1)})
-    names = units.index.to_numpy(object)
-    units["order"] = pd.util.hash_array(names, hash_key=f"emo{seed:013d}")
-    units = units.rename_axis("group").sort_values(["emotion", "order", "group"])
+    units = pd.DataFrame({"emotion": counts.argmax(axis=1), "rows": counts.sum(axis=1)})
+    units["order"] = pd.util.hash_array(names, hash_key=f"emo{seed:013d}", categorize=False)
+    units = units.assign(name=names).sort_values(["emotion", "order", "name"])
     rows = units.groupby("emotion")["rows"]
     place = (rows.cumsum() - units["rows"] / 2) / rows.transform("sum")
     bounds = np.cumsum(list(shares.values())) / sum(shares.values())
-    split = np.array(list(shares), object)[np.searchsorted(bounds[:-1], place, side="right")]
-    return pd.Series(split, units.index)[group].to_numpy()
+    part = np.searchsorted(bounds[:-1], place.sort_index(), side="right")
+    return np.array(list(shares), object)[part[code]]
 
 
-def decode(path):
-    """Read an image file as BGR uint8 (H, W, 3), turned upright; None when it is unreadable."""
+def decode(path, flags=cv2.IMREAD_COLOR):
+    """Read an image file as BGR uint8 (H, W, 3), turned upright; None when it is unreadable.
+
+    A file that was cut off is unreadable, too: its lower half would be grey.
+    """
     try:
-        data = np.fromfile(path, np.uint8)  # cv2.imread fails on non-ASCII paths on Windows
-        return cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+        with open(path, "rb") as file:  # cv2.imread fails on non-ASCII paths on Windows
+            data = file.read()
+        cut_off = data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
+        whole = data and not cut_off  # a JPEG ends (FF D9) after its last scan (FF DA)
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags) if whole else None
     except (OSError, cv2.error):
         return None
 
 
 def resize_face(face_bgr, size):
-    """Scale a face (H, W, 3) BGR uint8 to (size, size, 3), for training and live alike."""
+    """Scale a face (H, W, 3) uint8 to (size, size, 3), for training and live alike.
+
+    Halved while it is twice too large, then bilinear: as smooth as the mean over an area, and
+    several times faster.
+    """
     shape = getattr(face_bgr, "shape", None)
     if not shape or len(shape) != 3 or shape[2] != 3 or 0 in shape:
         raise EmoError(f"expected a face as a BGR image (H, W, 3), got {shape}")
-    if shape[:2] == (size, size):
+    while min(face_bgr.shape[:2]) >= 2 * size:
+        half = [length // 2 for length in face_bgr.shape[1::-1]]
+        face_bgr = cv2.resize(face_bgr, half, interpolation=cv2.INTER_LINEAR)
+    if face_bgr.shape[:2] == (size, size):
         return face_bgr
-    way = cv2.INTER_AREA if min(shape[:2]) > size else cv2.INTER_LINEAR
-    return cv2.resize(face_bgr, (size, size), interpolation=way)
+    return cv2.resize(face_bgr, (size, size), interpolation=cv2.INTER_LINEAR)
 
 
 def normalise(images, mean=IMAGE_MEAN, std=IMAGE_STD, colour="rgb"):
@@ -165,66 +183,115 @@ def make_loader(dataset, batch_size, shuffle=False, seed=0, drop_last=False):
     )
 
 
-def pack_images(manifest, root, image_size):
+def pack_images(manifest, root, image_size, pack=True):
     """Decode and resize every image once; return (images, readable manifest, colour).
 
-    `images` is a memory map (N, S, S, 3) of RGB uint8 cached below `root/.emo`, keyed by the
-    files' names, sizes and times; `colour` is "grey" when every image is. Unreadable images are
-    left out of the manifest and counted in `manifest.attrs["unreadable"]`.
+    `images` is a memory map (N, S, S, 3) of RGB uint8, kept in `files.work_folder(root)` and made
+    again when a file's name, size or time changes; `colour` is "grey" when every image is.
+    Unreadable images are left out of the manifest, listed in its `attrs["unreadable"]`. A killed
+    call is resumed by the next. Without `pack`, `images` decodes at each look, or raises EmoError.
     """
     root, paths = Path(root), list(manifest["image_path"])
     if not 32 <= image_size <= 512:
         raise EmoError(f"image size {image_size} is out of range; expected 32 to 512 pixels")
     if not paths:
         raise EmoError(f"{root} holds no labelled images; run notebooks/01_download.ipynb first")
+    if not pack:
+        images = _Files(root, paths, image_size)
+        looks = images[np.linspace(0, len(paths) - 1, min(200, len(paths))).astype(int)]
+        return images, manifest.reset_index(drop=True), "grey" if _are_grey(looks) else "rgb"
     target = _pack_path(root, paths, image_size)
-    if not (target.is_file() and target.with_suffix(".json").is_file()):
-        _write_pack(target, root, paths, image_size)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_suffix(".lock")):  # a second process waits, then finds it done
+        if not (target.is_file() and target.with_suffix(".json").is_file()):
+            _write_pack(target, root, paths, image_size)
     facts = read_json(target.with_suffix(".json"))
     images = np.load(target, mmap_mode="r")
     readable = np.delete(np.arange(len(paths)), facts["unreadable"])
     if not len(readable):
         raise EmoError(f"none of the {len(paths)} images in {root} is readable; get them again")
     kept = manifest.iloc[readable].reset_index(drop=True)
-    kept.attrs["unreadable"] = [paths[i] for i in facts["unreadable"]]
+    kept.attrs["unreadable"] = [paths[i] for i in sorted(facts["unreadable"])]
     return _Rows(images, readable) if facts["unreadable"] else images, kept, facts["colour"]
 
 
+class _Files:
+    """Faces (N, S, S, 3) that are decoded when they are asked for."""
+
+    def __init__(self, root, paths, size):
+        self.root, self.paths, self.size = root, paths, size
+        self.pool = ThreadPoolExecutor()
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, indices):
+        paths = [self.root / self.paths[i] for i in indices]
+        faces = np.empty((len(paths), self.size, self.size, 3), np.uint8)
+        for path, readable in zip(paths, self.pool.map(_decode_face, paths, faces), strict=True):
+            if not readable:
+                cure = f"put all such into quarantine: emo check --data-dir {self.root}"
+                raise EmoError(f"{path} is unreadable; {cure}")
+        return faces
+
+
 def _pack_path(root, paths, image_size):
-    key = hashlib.sha256(f"1 {image_size}".encode())
+    key = hashlib.sha256(f"2 {image_size}".encode())
     for path in paths:
         try:
-            facts = (root / path).stat()
+            facts = os.stat(f"{root}/{path}")
             key.update(f"{path} {facts.st_size} {facts.st_mtime_ns}\n".encode())
         except OSError:
             key.update(f"{path} missing\n".encode())
-    return root / ".emo" / f"faces{image_size}-{key.hexdigest()[:16]}.npy"
+    return work_folder(root) / f"faces{image_size}-{key.hexdigest()[:16]}.npy"
 
 
 def _write_pack(target, root, paths, image_size):
+    """Fill the pack block by block, noting what is done; go on where a killed process stopped."""
+    part, note = target.with_suffix(".part"), target.with_suffix(".json")
+    facts = {"done": 0, "unreadable": [], "colour": "grey"}
+    if part.is_file() and note.is_file():
+        facts = read_json(note)
     shape = (len(paths), image_size, image_size, 3)
-    target.parent.mkdir(parents=True, exist_ok=True)
     needed, free = int(np.prod(shape)), shutil.disk_usage(target.parent).free
-    if needed > free:
+    if needed > free and not facts["done"]:
         sizes = f"{needed / 1e9:.1f} GB for {len(paths)} images, {free / 1e9:.1f} GB are free"
-        raise EmoError(f"{target.parent} needs {sizes}; make room or use a smaller image size")
-    unreadable, grey = [], True
-    with atomic_path(target) as temporary:
-        pack = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
-        with ThreadPoolExecutor() as pool:  # cv2 releases the interpreter lock while it decodes
-            faces = pool.map(lambda path: _face(root / path, image_size), paths)
-            for row, face in enumerate(tqdm(faces, "Packing images", len(paths), unit="image")):
-                if face is None:
-                    unreadable.append(row)
-                else:
-                    pack[row] = face
-                    grey = grey and (face == face[..., :1]).all()
-        pack.flush()
-        del pack
-        facts = {"unreadable": unreadable, "colour": "grey" if grey else "rgb"}
-        write_json(target.with_suffix(".json"), facts)
+        raise EmoError(f"{target.parent} needs {sizes}; make room, or use --no-pack")
+    mode = "r+" if facts["done"] else "w+"
+    start = np.lib.format.open_memmap(part, mode, np.uint8, shape).offset
+
+    def fill(first):
+        """Decode one chunk and write it in its place (written, a full disk raises no signal)."""
+        faces = np.zeros((min(CHUNK, len(paths) - first), *shape[1:]), np.uint8)
+        for row, face in enumerate(faces, first):
+            if not _decode_face(f"{root}/{paths[row]}", face):
+                facts["unreadable"].append(row)
+        if facts["colour"] == "grey" and not _are_grey(faces):
+            facts["colour"] = "rgb"
+        with open(part, "r+b") as file:
+            file.seek(start + first * faces[0].size)
+            file.write(faces)
+        return len(faces)
+
+    bar = tqdm(desc="Packing images", total=len(paths), initial=facts["done"], unit="image")
+    with ThreadPoolExecutor() as pool, bar:  # OpenCV releases the lock while it decodes
+        while facts["done"] < len(paths):
+            end = min(facts["done"] + BLOCK, len(paths))
+            for done in pool.map(fill, range(facts["done"], end, CHUNK)):
+                bar.update(done)
+            facts["done"] = end
+            write_json(note, facts)
+    os.replace(part, target)
 
 
-def _face(path, size):
-    image = decode(path)
-    return None if image is None else cv2.cvtColor(resize_face(image, size), cv2.COLOR_BGR2RGB)
+def _are_grey(faces):
+    red, green, blue = np.moveaxis(faces, -1, 0)
+    return bool((red == green).all() and (green == blue).all())
+
+
+def _decode_face(path, out):
+    """Decode a file into `out` (S, S, 3) uint8, RGB; tell whether it was readable."""
+    image = decode(path, cv2.IMREAD_COLOR_RGB)
+    if image is not None:
+        out[:] = resize_face(image, len(out))
+    return image is not None

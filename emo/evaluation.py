@@ -2,12 +2,14 @@
 
 import base64
 import io
+from functools import partial
 from html import escape
 from pathlib import Path
 from string import Template
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from emo import metrics
@@ -21,6 +23,8 @@ from emo.sources import VA, read_dataset, va_state
 from emo.train import annotated_rows, combined_score, load_data, read_config, read_manifest
 
 PREDICTED_VA = [f"pred_{name}" for name in VA]
+CLASS_PAIR = ["emotion", "pred_emotion"]
+VA_PAIRS = [*VA, *PREDICTED_VA]
 ROUNDS = 1000  # bootstrap samples behind each interval
 SCORES = {"accuracy": metrics.accuracy, "macro_f1": metrics.macro_f1}
 VA_IN_WORDS = {  # from the least to the most that is known
@@ -85,10 +89,9 @@ def read_predictions(path):
     if not Path(path).is_file():
         raise EmoError(f"{path} does not exist; run: python -m emo evaluate --run {path.parent}")
     table = pd.read_csv(path)
-    missing = {"image_path", "emotion", "pred_emotion", *VA, *PROBABILITY_COLUMNS} - set(table)
-    if missing:
-        names = ", ".join(sorted(missing))
-        raise EmoError(f"{path} lacks the columns {names}; write it with emo evaluate")
+    needed = {"image_path", *CLASS_PAIR, *VA, *PROBABILITY_COLUMNS}
+    if missing := ", ".join(sorted(needed - set(table))):
+        raise EmoError(f"{path} lacks the columns {missing}; write it with emo evaluate")
     return table
 
 
@@ -105,13 +108,14 @@ def compute_metrics(predictions, train_manifest=None, *, va="annotated", rounds=
     probabilities = table[list(PROBABILITY_COLUMNS)].to_numpy(float)
     if not np.isfinite(probabilities).all():
         raise EmoError("the predictions hold NaN probabilities; evaluate a model that trained well")
-    emotion = table["emotion"].to_numpy(int)
-    matrix = metrics.confusion(emotion, table["pred_emotion"])
-    known = table.dropna(subset=[*VA, *PREDICTED_VA]) if va == "annotated" else table.iloc[:0]
+    matrix = metrics.confusion(table["emotion"], table["pred_emotion"])
+    intervals = dict(zip(SCORES, _intervals(_scores, table, CLASS_PAIR, rounds), strict=True))
+    known = table.dropna(subset=VA_PAIRS) if va == "annotated" else table.iloc[:0]
     dimensions, mean_ccc = dict.fromkeys(VA), None
     if len(known):
         dimensions = {n: metrics.regression(known[n], known[f"pred_{n}"]) for n in VA}
-        mean_ccc = float(np.mean([scores["ccc"] for scores in dimensions.values()]))
+        mean_ccc = _mean_ccc(known[VA_PAIRS].to_numpy())
+        intervals["mean_ccc"] = _intervals(_mean_ccc, known, VA_PAIRS, rounds)
     f1 = metrics.macro_f1(matrix)
     return {
         "split": str(table["split"].iloc[0]) if "split" in table else "test",
@@ -121,7 +125,7 @@ def compute_metrics(predictions, train_manifest=None, *, va="annotated", rounds=
         "emotion": {
             "accuracy": float(metrics.accuracy(matrix)),
             "macro_f1": f1,
-            "calibration_error": metrics.calibration_error(probabilities, emotion),
+            "calibration_error": metrics.calibration_error(probabilities, table["emotion"]),
             "per_class": pd.DataFrame(metrics.per_class(matrix), EMOTIONS).to_dict("index"),
             "confusion": matrix.tolist(),
         },
@@ -129,7 +133,7 @@ def compute_metrics(predictions, train_manifest=None, *, va="annotated", rounds=
         "mean_ccc": mean_ccc,
         "combined_score": float(combined_score(f1, mean_ccc)),
         "baselines": _baselines(table, known, train_manifest),
-        "intervals": _intervals(table, known, rounds),
+        "intervals": intervals,
     }
 
 
@@ -139,18 +143,14 @@ def compare(predictions, other, rounds=ROUNDS):
     both = both[both["emotion"] >= 0]
     if both.empty:
         raise EmoError("the two runs share no evaluated image; use the same data and split")
-    emotion = both["emotion"].to_numpy(int)
-    mine, theirs = both["pred_emotion"].to_numpy(int), both["pred_emotion_other"].to_numpy(int)
-    result = {"n": len(both)}
-    for name, score in SCORES.items():
 
-        def difference(i, score=score):
-            a, b = metrics.confusion(emotion[i], mine[i]), metrics.confusion(emotion[i], theirs[i])
-            return float(score(a) - score(b))
+    def difference(emotions):  # (N, 3): annotated, ours, theirs
+        return _scores(emotions[:, :2]) - _scores(emotions[:, ::2])
 
-        interval = metrics.bootstrap(difference, len(both), both.get("group"), rounds)
-        result[name] = {"difference": difference(slice(None)), "interval": interval}
-    return result
+    columns = [*CLASS_PAIR, "pred_emotion_other"]
+    differences = difference(both[columns].to_numpy()).tolist()
+    found = zip(SCORES, differences, _intervals(difference, both, columns, rounds), strict=True)
+    return {"n": len(both)} | {n: {"difference": d, "interval": i} for n, d, i in found}
 
 
 def write_report(folder, predictions, numbers, config):
@@ -164,7 +164,7 @@ def write_report(folder, predictions, numbers, config):
     figures = [
         f'<figure><img alt="{escape(name)}" src="data:image/png;base64,{image}">'
         f"<figcaption>{escape(name)}</figcaption></figure>"
-        for name, image in _figures(predictions, numbers).items()
+        for name, image in _figures(predictions, numbers)
     ]
     values = {"backbone": escape(config["backbone"]), "rows": "".join(rows)}
     _fill("report.html", folder / "report.html", values | {"figures": "".join(figures)})
@@ -198,10 +198,9 @@ def headline(numbers):
             "annotated": "not scored: no annotated row in this part",
         }
         lines["valence/arousal"] = why[numbers["va"]]
-    for name, change in numbers.get("against", {}).items():
-        if isinstance(change, dict):
-            text = _with_interval(change["difference"], change["interval"])
-            lines[f"{name} minus that of {numbers['against']['run']}"] = text
+    for name in SCORES if (against := numbers.get("against")) else ():
+        title = f"{name} minus that of {against['run']}"
+        lines[title] = _with_interval(against[name]["difference"], against[name]["interval"])
     return lines
 
 
@@ -212,9 +211,8 @@ def _load_part(run, data_dir, split, recognizer):
     if data_dir is None:
         dataset, _ = load_data(read_config(run), run)
     else:
-        manifest = split_manifest(read_dataset(data_dir))
-        images, manifest, _ = pack_images(manifest, data_dir, recognizer.preprocessor.image_size)
-        dataset = FaceDataset(images, manifest)
+        manifest, size = split_manifest(read_dataset(data_dir)), recognizer.preprocessor.image_size
+        dataset = FaceDataset(*pack_images(manifest, data_dir, size)[:2])
     return dataset.part(split), train_manifest
 
 
@@ -225,63 +223,54 @@ def _baselines(table, known, train_manifest):
     annotated = taught[annotated_rows(taught)]
     if train_manifest is None or known.empty or annotated.empty:
         return result
-    overall = annotated[list(VA)].mean()
-    means = annotated.groupby("emotion")[list(VA)].mean()
+    overall, means = annotated[list(VA)].mean(), annotated.groupby("emotion")[list(VA)].mean()
     means = means.reindex(range(len(EMOTIONS))).fillna(overall).to_numpy()
     guesses = {
         "constant_mean": np.tile(overall, (len(known), 1)),
         "lookup_predicted_class": means[known["pred_emotion"].to_numpy(int)],
         "lookup_true_class": means[known["emotion"].to_numpy(int)],
     }
+    truth = known[list(VA)].to_numpy()
     for name, guess in guesses.items():
-        scores = {n: metrics.regression(known[n], guess[:, i]) for i, n in enumerate(VA)}
-        mean_ccc = float(np.mean([s["ccc"] for s in scores.values()]))
-        result[name] = {"mean_ccc": mean_ccc, "rmse": {n: s["rmse"] for n, s in scores.items()}}
+        rmse = {n: metrics.regression(truth[:, i], guess[:, i])["rmse"] for i, n in enumerate(VA)}
+        result[name] = {"mean_ccc": _mean_ccc(np.hstack([truth, guess])), "rmse": rmse}
     return result
 
 
-def _intervals(table, known, rounds):
-    emotion, predicted = table["emotion"].to_numpy(int), table["pred_emotion"].to_numpy(int)
-    result = {}
-    for name, score in SCORES.items():
+def _scores(emotions):
+    """Return the numbers named in `SCORES`; `emotions` (N, 2) are the columns `CLASS_PAIR`."""
+    matrix = metrics.confusion(*emotions.T)
+    return np.array([score(matrix) for score in SCORES.values()])
 
-        def scored(i, score=score):
-            return score(metrics.confusion(emotion[i], predicted[i]))
 
-        result[name] = metrics.bootstrap(scored, len(table), table.get("group"), rounds)
-    if len(known):
-        pairs = [(known[n].to_numpy(), known[f"pred_{n}"].to_numpy()) for n in VA]
+def _mean_ccc(values):
+    """Return the mean CCC of both dimensions; `values` (N, 4) are the columns `VA_PAIRS`."""
+    return float(np.mean([metrics.ccc(values[:, i], values[:, i + 2]) for i in (0, 1)]))
 
-        def mean_ccc(i):
-            return np.mean([metrics.ccc(target[i], guess[i]) for target, guess in pairs])
 
-        result["mean_ccc"] = metrics.bootstrap(mean_ccc, len(known), known.get("group"), rounds)
-    return result
+def _intervals(statistic, table, columns, rounds):
+    """Bootstrap a statistic of some columns of the table, as an array (N, K)."""
+    values = table[columns].to_numpy()
+    return metrics.bootstrap(lambda i: statistic(values[i]), len(table), table.get("group"), rounds)
 
 
 def _figures(predictions, numbers):
-    """Return figures by title as base64 PNG; drawn without pyplot, so that threads may call it."""
-    from matplotlib.figure import Figure
-
+    """Yield titles and figures as base64 PNG; drawn without pyplot, so that threads may call it."""
     table = predictions[predictions["emotion"] >= 0]
-    probabilities = table[list(PROBABILITY_COLUMNS)].to_numpy(float)
-    bins = metrics.reliability(probabilities, table["emotion"])
+    bins = metrics.reliability(table[list(PROBABILITY_COLUMNS)], table["emotion"])
     drawings = {
-        "Confusion matrix": lambda ax: plot_confusion(numbers["emotion"]["confusion"], ax),
-        "Reliability: is 80 % sure right 8 times in 10?": lambda ax: plot_reliability(*bins, ax),
+        "Confusion matrix": partial(plot_confusion, numbers["emotion"]["confusion"]),
+        "Reliability: is 80 % sure right 8 times in 10?": partial(plot_reliability, *bins),
     }
     for name in VA if numbers["valence"] else ():
-        drawings[f"Predicted against annotated {name}"] = lambda ax, name=name: plot_va_scatter(
-            table[name], table[f"pred_{name}"], ax, name, numbers[name]["ccc"]
-        )
-    images = {}
+        draw = partial(plot_va_scatter, table[name], table[f"pred_{name}"], name=name)
+        drawings[f"Predicted against annotated {name}"] = partial(draw, ccc=numbers[name]["ccc"])
     for title, draw in drawings.items():
         figure = Figure(figsize=(6, 5), layout="constrained")
-        draw(figure.subplots())
+        draw(ax=figure.subplots())
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=110)
-        images[title] = base64.b64encode(buffer.getvalue()).decode()
-    return images
+        yield title, base64.b64encode(buffer.getvalue()).decode()
 
 
 def _with_interval(value, interval):

@@ -2,7 +2,7 @@
 
 import json
 import logging
-import time
+import timeit
 import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,13 +20,8 @@ from emo.model import load_model, save_weights
 from emo.recognize import create_recognizer, import_keras
 from emo.train import load_data, read_config
 
-FILES = {
-    "weights": "model_weights.pth",
-    "torchscript": "model_torchscript.pt",
-    "onnx": "model.onnx",
-    "int8": "model_int8.onnx",
-    "keras": "model.h5",
-}
+FILES = {"weights": "model_weights.pth", "torchscript": "model_torchscript.pt"}
+FILES |= {"onnx": "model.onnx", "int8": "model_int8.onnx", "keras": "model.h5"}
 TOLERANCE = 1e-4  # largest |Δlogit| or |Δva| that a 32-bit format may show
 CALIBRATION_FACES, PROOF_FACES, TIMED_CALLS = 256, 256, 30
 
@@ -64,9 +59,10 @@ def export_to_torchscript(model, path, device="cpu"):
     """Trace the model into one TorchScript file with its config inside."""
     model, face = _ready(model, device)
     extra = {"model_config.json": json.dumps(model.config)}
-    with atomic_path(path) as temporary, warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated, but many runtimes read it
-        torch.jit.save(torch.jit.trace(_Plain(model), face), str(temporary), _extra_files=extra)
+    with atomic_path(path) as temporary, torch.inference_mode():
+        with warnings.catch_warnings(action="ignore"):  # deprecated, but many runtimes read it
+            traced = torch.jit.trace(_Plain({"model": model}), face)
+            torch.jit.save(traced, str(temporary), _extra_files=extra)
     return Path(path)
 
 
@@ -75,25 +71,13 @@ def export_to_onnx(model, path, device="cpu"):
 
     The config travels in the file's metadata under `model_config`.
     """
-    import onnx
-
     model, face = _ready(model, device)
-    with atomic_path(path) as temporary, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            _Plain(model),
-            (face,),
-            str(temporary),
-            input_names=["image"],
-            output_names=["logits", "va"],
-            dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1, max=4096)}},
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
-        graph = onnx.load(temporary)
-        onnx.helper.set_model_props(graph, {"model_config": json.dumps(model.config)})
-        onnx.save(graph, temporary)
+    options = {"input_names": ["image"], "output_names": ["logits", "va"], "verbose": False}
+    options["dynamic_shapes"] = {"image": {0: torch.export.Dim("batch", min=1, max=4096)}}
+    with atomic_path(path) as temporary, warnings.catch_warnings(action="ignore"):
+        program = torch.onnx.export(_Plain({"model": model}), (face,), dynamo=True, **options)
+        program.model.metadata_props["model_config"] = json.dumps(model.config)
+        program.save(temporary, external_data=False)
     return Path(path)
 
 
@@ -105,21 +89,15 @@ def export_to_int8(onnx_path, path, faces):
     """
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static, shape_inference
 
-    parts = np.array_split(faces, max(1, len(faces) // 16))
-    batches = iter([{"image": part} for part in parts])
+    batches = iter([{"image": part} for part in np.array_split(faces, max(1, len(faces) // 16))])
+    reader = SimpleNamespace(get_next=lambda: next(batches, None))
+    options = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+    options["op_types_to_quantize"] = ["Conv", "Add", "MaxPool", "GlobalAveragePool"]
+    options |= {"quant_format": QuantFormat.QDQ, "per_channel": True}
     with TemporaryDirectory() as scratch, atomic_path(path) as temporary:
         prepared = f"{scratch}/prepared.onnx"
         shape_inference.quant_pre_process(str(onnx_path), prepared)
-        quantize_static(
-            prepared,
-            str(temporary),
-            SimpleNamespace(get_next=lambda: next(batches, None)),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            op_types_to_quantize=["Conv", "Add", "MaxPool", "GlobalAveragePool"],
-        )
+        quantize_static(prepared, str(temporary), reader, **options)
     return Path(path)
 
 
@@ -131,7 +109,8 @@ def export_to_keras(model, path):
     """
     keras = import_keras()
     model, face = _ready(model, "cpu")
-    twin = _KerasTwin(keras, face.shape[-1]).convert(model)
+    image = keras.Input((*face.shape[2:], 3), name="image")
+    twin = keras.Model(image, _KerasTwin(model, keras.layers).run(image))
     with atomic_path(path) as temporary:
         logging.disable(logging.WARNING)  # .h5 is called legacy, but it is what people ask for
         try:
@@ -141,94 +120,71 @@ def export_to_keras(model, path):
     return Path(path)
 
 
-class _Plain(nn.Module):
+class _Plain(nn.ModuleDict):
     """Return a plain tuple: TorchScript and ONNX know no named tuples."""
 
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
     def forward(self, image):
-        return tuple(self.model(image))
+        return tuple(self["model"](image))
 
 
-class _KerasTwin:
-    """Walk the traced graph of a PyTorch model and call the Keras layer of each step."""
+class _KerasTwin(torch.fx.Interpreter):
+    """Run the traced graph of a PyTorch model with the Keras layer of each step."""
 
-    def __init__(self, keras, size):
-        self.layers, self.keras = keras.layers, keras
-        self.input = keras.Input((size, size, 3), name="image")
+    def __init__(self, model, layers):
+        super().__init__(torch.fx.symbolic_trace(model))
+        self.layers, self.extra_traceback = layers, False  # our own errors say enough
 
-    def convert(self, model):
-        values = {}
-        *steps, output = torch.fx.symbolic_trace(model).graph.nodes
-        for node in steps:
-            inputs = [values[a] for a in node.args if isinstance(a, torch.fx.Node) and a in values]
-            if node.op == "placeholder":
-                values[node] = self.input
-            elif node.op == "call_module":
-                values[node] = self.module(model.get_submodule(node.target), inputs[0])
-            elif node.op in ("call_function", "call_method"):
-                values[node] = self.function(node, inputs)
-        return self.keras.Model(self.input, values[output.args[0]])
+    def call_module(self, target, args, kwargs):
+        return self.call_function(self.fetch_attr(target), args, kwargs)
 
-    def module(self, part, x):
-        """Return Keras' value of one PyTorch layer applied to `x`."""
-        layers = self.layers
-        if isinstance(part, nn.Conv2d):
-            return self.convolution(part, x)
-        if isinstance(part, nn.BatchNorm2d):
-            layer = layers.BatchNormalization(epsilon=part.eps, momentum=0.9)
-            weights = [part.weight, part.bias, part.running_mean, part.running_var]
-            return self.with_weights(layer, x, weights)
-        if isinstance(part, nn.Linear):
-            return self.with_weights(layers.Dense(part.out_features), x, [part.weight.T, part.bias])
-        if isinstance(part, nn.MaxPool2d):
-            # Zeros may pad here only because the input comes from a ReLU.
-            return layers.MaxPooling2D(part.kernel_size, part.stride)(self.pad(part.padding, x))
-        if isinstance(part, nn.AdaptiveAvgPool2d) and part.output_size in (1, (1, 1)):
-            return layers.GlobalAveragePooling2D(keepdims=True)(x)
-        if isinstance(part, nn.Identity | nn.Dropout):
-            return x
-        if isinstance(part, nn.ReLU | nn.ReLU6 | nn.Tanh):
-            return layers.Activation(type(part).__name__.lower())(x)
-        return self.refuse(type(part).__name__)
+    def call_function(self, target, args, kwargs):
+        """Return Keras' value of a PyTorch layer, or a function or method, applied to `args`."""
+        layers, part, x = self.layers, target, args[0]
+        name = part if isinstance(part, str) else getattr(part, "__name__", type(part).__name__)
+        if np.any(getattr(part, "padding", 0)):
+            x = layers.ZeroPadding2D(part.padding)(x)  # zeros suit MaxPool2d only after a ReLU
+        match name:
+            case "Conv2d" if part.groups in (1, part.in_channels):
+                options = {"strides": part.stride, "use_bias": part.bias is not None}
+                if part.groups == 1:
+                    layer = layers.Conv2D(part.out_channels, part.kernel_size, **options)
+                    return _fill(layer, x, part.weight.permute(2, 3, 1, 0), part.bias)
+                layer = layers.DepthwiseConv2D(part.kernel_size, **options)
+                return _fill(layer, x, part.weight.permute(2, 3, 0, 1), part.bias)
+            case "Conv2d":
+                name = "grouped Conv2d"
+            case "BatchNorm2d":
+                layer = layers.BatchNormalization(epsilon=part.eps, momentum=0.9)
+                return _fill(layer, x, part.weight, part.bias, part.running_mean, part.running_var)
+            case "Linear":
+                return _fill(layers.Dense(part.out_features), x, part.weight.T, part.bias)
+            case "MaxPool2d":
+                return layers.MaxPooling2D(part.kernel_size, part.stride)(x)
+            case "AdaptiveAvgPool2d" if part.output_size in (1, (1, 1)):
+                return layers.GlobalAveragePooling2D(keepdims=True)(x)
+            case "adaptive_avg_pool2d" if args[1] in (1, (1, 1)):
+                return layers.GlobalAveragePooling2D(keepdims=True)(x)
+            case "ReLU" | "ReLU6" | "Tanh":
+                return layers.Activation(name.lower())(x)
+            case "Identity" | "Dropout":
+                return x
+            case "flatten":
+                return layers.Flatten()(x)
+            case "add":
+                return layers.Add()(list(args))
+            case "EmotionOutput":
+                return list(args)
+        cure = "export onnx, or train resnet18/mobilenet_v2"
+        raise EmoError(f"no Keras twin: this backbone uses {name}; {cure}")
 
-    def function(self, node, inputs):
-        """Return Keras' value of a function that is no layer."""
-        name = node.target if isinstance(node.target, str) else node.target.__name__
-        if name == "add":
-            return self.layers.Add()(inputs)
-        if name == "flatten":
-            return self.layers.Flatten()(inputs[0])
-        if name == "adaptive_avg_pool2d" and node.args[1] in (1, (1, 1)):
-            return self.layers.GlobalAveragePooling2D(keepdims=True)(inputs[0])
-        return inputs if name == "EmotionOutput" else self.refuse(name)
+    call_method = call_function
 
-    def convolution(self, part, x):
-        options = {"strides": part.stride, "use_bias": part.bias is not None}
-        if part.groups == 1:
-            layer = self.layers.Conv2D(part.out_channels, part.kernel_size, **options)
-            kernel = part.weight.permute(2, 3, 1, 0)
-        elif part.groups == part.in_channels:
-            layer = self.layers.DepthwiseConv2D(part.kernel_size, **options)
-            kernel = part.weight.permute(2, 3, 0, 1)
-        else:
-            return self.refuse("grouped Conv2d")
-        return self.with_weights(layer, self.pad(part.padding, x), [kernel, part.bias])
 
-    def pad(self, padding, x):
-        return self.layers.ZeroPadding2D(padding)(x) if np.any(padding) else x
-
-    def with_weights(self, layer, x, weights):
-        result = layer(x)
-        layer.set_weights([w.detach().numpy() for w in weights if w is not None])
-        return result
-
-    def refuse(self, what):
-        raise EmoError(
-            f"no Keras twin: this backbone uses {what}; export onnx, or train resnet18/mobilenet_v2"
-        )
+def _fill(layer, x, *weights):
+    """Return what a Keras layer makes of `x`, and give it its weights."""
+    result = layer(x)
+    layer.set_weights([w.detach().numpy() for w in weights if w is not None])
+    return result
 
 
 def _ready(model, device):
@@ -271,12 +227,8 @@ def _facts(name, path, recognizer, faces, expected, val):
 
 
 def _latency(recognizer, face):
-    times = []
-    for _ in range(5 + TIMED_CALLS):
-        start = time.perf_counter()
-        recognizer.run(face)
-        times.append(1000 * (time.perf_counter() - start))
-    median, p95 = np.quantile(times[5:], [0.5, 0.95])  # the first calls warm up
+    times = timeit.repeat(lambda: recognizer.run(face), number=1, repeat=5 + TIMED_CALLS)
+    median, p95 = 1000 * np.quantile(times[5:], [0.5, 0.95])  # the first calls warm up
     return {"median_ms": float(median), "p95_ms": float(p95)}
 
 

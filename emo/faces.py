@@ -4,6 +4,7 @@ import os
 import threading
 import weakref
 from contextlib import AbstractContextManager, contextmanager, suppress
+from operator import attrgetter
 
 import cv2
 import numpy as np
@@ -12,64 +13,7 @@ from emo.download import face_model_path
 from emo.errors import EmoError
 
 DEFAULT_MARGIN = 0.2  # of the box's longer side, added on each of the four sides
-
-
-class MediaPipeFaceDetector(AbstractContextManager):
-    """Detect faces in BGR images; a box is (x, y, width, height) in pixels, brow to chin.
-
-    The model is BlazeFace short range (faces within about two metres). Use it as a context
-    manager or call `close`; one detector may be shared by threads.
-    """
-
-    def __init__(self, min_detection_confidence=0.5):
-        if not 0 <= min_detection_confidence <= 1:
-            raise EmoError(f"min_detection_confidence takes 0 to 1, not {min_detection_confidence}")
-        from mediapipe.tasks.python import BaseOptions, vision
-
-        # As bytes, because a path with non-ASCII characters fails on Windows.
-        options = vision.FaceDetectorOptions(
-            base_options=BaseOptions(model_asset_buffer=face_model_path().read_bytes()),
-            min_detection_confidence=min_detection_confidence,
-        )
-        with quiet_stderr():
-            self._detector = vision.FaceDetector.create_from_options(options)
-            # At exit at the latest: MediaPipe's own clean-up fails once the interpreter goes.
-            self._close = weakref.finalize(self, _close_quietly, self._detector)
-            self._lock = threading.Lock()
-
-    def detect(self, image_bgr):
-        """Return a list of (bbox, score) for a BGR uint8 image (H, W, 3), largest face first."""
-        import mediapipe
-
-        shape = getattr(image_bgr, "shape", None)
-        if shape is None or len(shape) != 3 or shape[2] != 3:
-            raise EmoError(f"expected a BGR image (H, W, 3), got {shape}")
-        rgb = np.ascontiguousarray(cv2.cvtColor(image_bgr, cv2.COLOR_BGR2RGB))
-        image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=rgb)
-        with self._lock, quiet_stderr():  # a warning may come with any frame
-            found = self._detector.detect(image).detections
-        faces = [
-            ((b.origin_x, b.origin_y, b.width, b.height), float(face.categories[0].score))
-            for face in found
-            for b in [face.bounding_box]
-        ]
-        return sorted(faces, key=lambda face: -face[0][2] * face[0][3])
-
-    def detect_single_face(self, image_bgr):
-        """Return (bbox, score) of the largest face, or (None, None)."""
-        faces = self.detect(image_bgr)
-        return faces[0] if faces else (None, None)
-
-    def crop_face(self, image_bgr, bbox, margin=DEFAULT_MARGIN):
-        """Cut out a box; see `crop_face`."""
-        return crop_face(image_bgr, bbox, margin)
-
-    def close(self):
-        """Release MediaPipe's graph; a second call does nothing."""
-        self._close()
-
-    def __exit__(self, *exception):
-        self.close()
+_place = attrgetter("origin_x", "origin_y", "width", "height")  # of MediaPipe's bounding box
 
 
 def crop_face(image_bgr, bbox, margin=DEFAULT_MARGIN):
@@ -84,9 +28,57 @@ def crop_face(image_bgr, bbox, margin=DEFAULT_MARGIN):
     inside = image_bgr[max(top, 0) : top + side, max(left, 0) : left + side]
     if top + side <= 0 or left + side <= 0 or not inside.size:
         raise EmoError(f"the box {tuple(bbox)} lies outside the image of {columns}×{rows} pixels")
-    right, bottom = left + side - columns, top + side - rows
-    padding = [max(edge, 0) for edge in (-top, bottom, -left, right)]
+    padding = np.maximum((-top, top + side - rows, -left, left + side - columns), 0)
     return cv2.copyMakeBorder(inside, *padding, cv2.BORDER_REPLICATE)
+
+
+class MediaPipeFaceDetector(AbstractContextManager):
+    """Detect faces in BGR images; a box is (x, y, width, height) in pixels, brow to chin.
+
+    The model is BlazeFace short range (faces within about two metres). Use it as a context
+    manager or call `close`; one detector may be shared by threads.
+    """
+
+    crop_face = staticmethod(crop_face)
+
+    def __init__(self, min_detection_confidence=0.5):
+        if not 0 <= min_detection_confidence <= 1:
+            raise EmoError(f"min_detection_confidence takes 0 to 1, not {min_detection_confidence}")
+        from mediapipe.tasks.python import BaseOptions, vision
+
+        # As bytes, because a path with non-ASCII characters fails on Windows.
+        base = BaseOptions(model_asset_buffer=face_model_path().read_bytes())
+        setup = vision.FaceDetectorOptions(base, min_detection_confidence=min_detection_confidence)
+        with quiet_stderr():
+            self._detector = vision.FaceDetector.create_from_options(setup)
+            # At exit at the latest: MediaPipe's own clean-up fails once the interpreter goes.
+            self._close = weakref.finalize(self, _close_quietly, self._detector)
+            self._lock = threading.Lock()
+
+    def detect(self, image_bgr):
+        """Return a list of (bbox, score) for a BGR uint8 image (H, W, 3), largest face first."""
+        import mediapipe
+
+        shape = getattr(image_bgr, "shape", None)
+        if shape is None or shape[2:] != (3,):
+            raise EmoError(f"expected a BGR image (H, W, 3), got {shape}")
+        rgb = np.ascontiguousarray(cv2.cvtColor(image_bgr, cv2.COLOR_BGR2RGB))
+        image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=rgb)
+        with self._lock, quiet_stderr():  # a warning may come with any frame
+            found = self._detector.detect(image).detections
+        faces = [(_place(f.bounding_box), float(f.categories[0].score)) for f in found]
+        return sorted(faces, key=lambda face: -face[0][2] * face[0][3])
+
+    def detect_single_face(self, image_bgr):
+        """Return (bbox, score) of the largest face, or (None, None)."""
+        return next(iter(self.detect(image_bgr)), (None, None))
+
+    def close(self):
+        """Release MediaPipe's graph; a second call does nothing."""
+        self._close()
+
+    def __exit__(self, *exception):
+        self.close()
 
 
 def measure_crop_margin(faces_bgr, detector):

@@ -12,36 +12,22 @@ from emo.errors import EmoError
 
 
 @contextmanager
-def atomic_path(path):
-    """Yield a temporary path beside `path`; rename it to `path` if the block succeeds.
+def atomic_path(path, folder=False):
+    """Yield a temporary file or folder beside `path`; rename it to `path` if the block succeeds.
 
     The temporary name keeps the suffix, because writers such as `np.save` and `cv2` look at it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
-    temporary.touch(exist_ok=False)  # a folder that can't be written to is refused before the work
+    (temporary.mkdir if folder else temporary.touch)()  # refused here, before the work
     try:
         yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def atomic_folder(path):
-    """Yield a temporary folder beside `path`; rename it to `path` if the block succeeds."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-    temporary.mkdir()
-    try:
-        yield temporary
-        if path.is_dir():
+        if folder and path.is_dir():
             path.rmdir()  # raises when it is not empty: nothing of the user's is overwritten
         os.replace(temporary, path)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True) if folder else temporary.unlink(True)
 
 
 def write_json(path, value):
@@ -58,6 +44,20 @@ def read_json(path):
         raise EmoError(f"{path} does not exist") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise EmoError(f"{path} is not readable as JSON ({error}); write it again") from None
+
+
+def user_cache():
+    """Return the folder below which `emo` may keep files for this user."""
+    base = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME")
+    return Path(base or Path.home() / ".cache") / "emo"
+
+
+def work_folder(root):
+    """Return where things derived from the data in `root` lie: `root/.emo` if that is writable."""
+    here = Path(root).resolve() / ".emo"
+    if os.access(here if here.is_dir() else here.parent, os.W_OK):
+        return here
+    return user_cache() / hashlib.sha256(str(here).encode()).hexdigest()[:16]
 
 
 def sha256(path):

@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import dataclass
+from itertools import count
 
 import cv2
 import numpy as np
@@ -66,7 +67,7 @@ class LivePipeline:
 
     def reset(self):
         """Forget all faces, as at the start of a new film."""
-        self._tracks, self._next = [], 0
+        self._tracks, self._numbers = [], count()
 
     def process(self, frame_bgr, seconds=None):
         """Return the faces of one BGR frame (H, W, 3), largest first.
@@ -78,43 +79,34 @@ class LivePipeline:
         tracks = self._follow([bbox for bbox, _ in found], seconds)
         faces = [Face(t.number, *face, seconds) for t, face in zip(tracks, found, strict=True)]
         large = [i for i, face in enumerate(faces) if min(face.bbox[2:]) >= MIN_FACE]
-        if large:
-            margin = self.recognizer.crop_margin
-            crops = [crop_face(frame_bgr, faces[i].bbox, margin) for i in large]
-            batch = self.recognizer.preprocessor.preprocess_batch(crops)
-            for i, result in zip(large, self.recognizer.predict_batch(batch), strict=True):
-                self._smooth(tracks[i], faces[i], result, seconds)
+        crops = [crop_face(frame_bgr, faces[i].bbox, self.recognizer.crop_margin) for i in large]
+        batch = self.recognizer.preprocessor.preprocess_batch(crops)
+        for i, result in zip(large, self.recognizer.predict_batch(batch), strict=True):
+            self._smooth(tracks[i], faces[i], result)
         for track in tracks:
             track.seen = seconds
         return faces
 
     def _follow(self, boxes, seconds):
         """Give each box the track it overlaps most, or a new one."""
-        self._tracks = [t for t in self._tracks if seconds - t.seen <= FORGET]
-        pairs = [
-            (overlap(t.bbox, box), n, i)
-            for n, t in enumerate(self._tracks)
-            for i, box in enumerate(boxes)
-        ]
-        chosen, taken = {}, set()
-        for iou, n, i in sorted(pairs, reverse=True):
-            if iou >= SAME_FACE and n not in taken and i not in chosen:
-                chosen[i] = self._tracks[n]
-                taken.add(n)
+        free = {t.number: t for t in self._tracks if seconds - t.seen <= FORGET}
+        pairs = [(overlap(t.bbox, b), n, i) for n, t in free.items() for i, b in enumerate(boxes)]
+        tracks = [None] * len(boxes)
+        for iou, number, i in sorted(pairs, reverse=True):
+            if iou >= SAME_FACE and number in free and tracks[i] is None:
+                tracks[i] = free.pop(number)
         for i, box in enumerate(boxes):
-            if i not in chosen:
-                chosen[i] = _Track(self._next, box, seconds)
-                self._next += 1
-                self._tracks.append(chosen[i])
-            chosen[i].bbox = box
-        return [chosen[i] for i in range(len(boxes))]
+            tracks[i] = tracks[i] or _Track(next(self._numbers), box, seconds)
+            tracks[i].bbox = box
+        self._tracks = [*free.values(), *tracks]
+        return tracks
 
-    def _smooth(self, track, face, result, seconds):
-        va = [math.nan if result[k] is None else result[k] for k in ("valence", "arousal")]
-        raw = np.array([*result["probabilities"].values(), *va])
+    def _smooth(self, track, face, result):
+        numbers = *result["probabilities"].values(), result["valence"], result["arousal"]
+        raw = np.array(numbers, float)  # None becomes NaN
         if track.state is not None and self.smoothing > 0:
             # Time-aware, so that the same dial feels the same at 5 and at 30 frames a second.
-            keep = math.exp(-max(seconds - track.seen, 0) / self.smoothing)
+            keep = math.exp(-max(face.time - track.seen, 0) / self.smoothing)
             raw = keep * track.state + (1 - keep) * raw
         track.state = raw
         face.probabilities = raw[:8]
@@ -136,9 +128,8 @@ def faces_table(faces):
     columns += [*PROBABILITY_COLUMNS, "valence", "arousal"]
     rows = []
     for f in faces:
-        probabilities = np.full(8, np.nan) if f.probabilities is None else f.probabilities
-        row = (f.time, f.track, *f.bbox, f.state, f.emotion, *probabilities, f.valence, f.arousal)
-        rows.append(row)
+        shares = [math.nan] * 8 if f.probabilities is None else f.probabilities
+        rows.append((f.time, f.track, *f.bbox, f.state, f.emotion, *shares, f.valence, f.arousal))
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -156,8 +147,7 @@ def draw_overlay(frame_bgr, faces, *, va="none", bars=True, plane=True, note="")
             _draw_bars(canvas, faces[0].probabilities, unit)
         if plane and va != "none":
             _draw_plane(canvas, faces, va, unit)
-    if note:
-        _text(canvas, note, (int(8 * unit), int(20 * unit)), unit)
+    _text(canvas, note, (int(8 * unit), int(20 * unit)), unit)
     return canvas
 
 
@@ -173,37 +163,34 @@ def _draw_face(canvas, face, unit):
 def _draw_bars(canvas, probabilities, unit):
     left, line = int(8 * unit), int(17 * unit)
     top = canvas.shape[0] - 8 * line - int(6 * unit)
-    _shade(canvas, (left - 4, top - 4, int(206 * unit), 8 * line + 8))
+    _shade(canvas, left - 4, top - 4, int(206 * unit), 8 * line + 8)
     for i, name in enumerate(EMOTIONS):
         y = top + i * line
-        end = left + int((84 + 116 * probabilities[i]) * unit)
         start = (left + int(84 * unit), y + 2)
-        cv2.rectangle(canvas, start, (end, y + line - 3), _bgr(name), -1)
-        cv2.rectangle(canvas, start, (end, y + line - 3), (255, 255, 255), 1)
+        end = (left + int((84 + 116 * probabilities[i]) * unit), y + line - 3)
+        cv2.rectangle(canvas, start, end, _bgr(name), -1)
+        cv2.rectangle(canvas, start, end, (255, 255, 255), 1)
         _text(canvas, name, (left, y + int(12 * unit)), 0.85 * unit)
 
 
 def _draw_plane(canvas, faces, va, unit):
     side, gap = int(130 * unit), int(8 * unit)
     left, top = canvas.shape[1] - side - gap, canvas.shape[0] - side - int(26 * unit)
-    _shade(canvas, (left, top, side, side))
-    middle = (left + side // 2, top + side // 2)
-    cv2.line(canvas, (left, middle[1]), (left + side, middle[1]), (200, 200, 200), 1)
-    cv2.line(canvas, (middle[0], top), (middle[0], top + side), (200, 200, 200), 1)
+    _shade(canvas, left, top, side, side)
+    x, y = left + side // 2, top + side // 2
+    cv2.drawMarker(canvas, (x, y), (200, 200, 200), cv2.MARKER_CROSS, side)
     for face in faces:
         if face.valence is not None:
-            right, up = face.valence * side / 2, face.arousal * side / 2
-            point = (int(middle[0] + right), int(middle[1] - up))
+            point = (int(x + face.valence * side / 2), int(y - face.arousal * side / 2))
             cv2.circle(canvas, point, int(6 * unit), (255, 255, 255), -1, cv2.LINE_AA)
             cv2.circle(canvas, point, int(5 * unit), _bgr(face.emotion), -1, cv2.LINE_AA)
-    _text(canvas, "arousal", (middle[0] + 3, top + int(12 * unit)), 0.7 * unit)
-    _text(canvas, "valence", (left + int(84 * unit), middle[1] - 3), 0.7 * unit)
+    _text(canvas, "arousal", (x + 3, top + int(12 * unit)), 0.7 * unit)
+    _text(canvas, "valence", (left + int(84 * unit), y - 3), 0.7 * unit)
     if va == "derived":
         _text(canvas, "derived from class", (left, top + side + int(14 * unit)), 0.75 * unit)
 
 
-def _shade(canvas, box):
-    x, y, width, height = box
+def _shade(canvas, x, y, width, height):
     part = canvas[max(y, 0) : y + height, max(x, 0) : x + width]
     part[:] = (part * 0.35).astype(np.uint8)
 

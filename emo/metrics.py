@@ -1,7 +1,7 @@
 """Numbers for both tasks, each computed once over all predictions. By hand in notebooks/04."""
 
 import numpy as np
-from scipy.optimize import minimize_scalar
+from scipy import optimize, special
 
 from emo.emotions import EMOTIONS
 from emo.errors import EmoError
@@ -43,16 +43,14 @@ def ccc(target, predicted):
     Population variances, as in the AffectNet paper. Two equal constants give 0, not 0/0.
     """
     target, predicted = _pair(target, predicted)
-    covariance = np.mean((target - target.mean()) * (predicted - predicted.mean()))
-    spread = target.var() + predicted.var() + (target.mean() - predicted.mean()) ** 2
-    return float(_divide(2 * covariance, spread))
+    (a, covariance), (_, b) = np.cov(target, predicted, bias=True)
+    return float(_divide(2 * covariance, a + b + (target.mean() - predicted.mean()) ** 2))
 
 
 def pearson(target, predicted):
     """Pearson correlation in [−1, 1]; 0 where one side is constant."""
-    target, predicted = _pair(target, predicted)
-    covariance = np.mean((target - target.mean()) * (predicted - predicted.mean()))
-    return float(_divide(covariance, target.std() * predicted.std()))
+    (a, covariance), (_, b) = np.cov(*_pair(target, predicted), bias=True)
+    return float(_divide(covariance, np.sqrt(a * b)))
 
 
 def regression(target, predicted):
@@ -88,9 +86,7 @@ def reliability(probabilities, target, bins=15):
 
 def softmax(logits, temperature=1.0):
     """Turn logits (N, C) into probabilities; a temperature above 1 makes them less sure."""
-    scaled = np.asarray(logits, np.float64) / temperature
-    exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)
+    return special.softmax(np.asarray(logits, np.float64) / temperature, axis=1)
 
 
 def fit_temperature(logits, target):
@@ -103,7 +99,7 @@ def fit_temperature(logits, target):
         chosen = softmax(logits, np.exp(log_t))[np.arange(len(target)), target]
         return -np.mean(np.log(np.maximum(chosen, 1e-12)))
 
-    found = minimize_scalar(loss, bounds=(np.log(0.25), np.log(8)), method="bounded")
+    found = optimize.minimize_scalar(loss, bounds=(np.log(0.25), np.log(8)), method="bounded")
     return float(np.exp(found.x))
 
 
@@ -111,20 +107,18 @@ def bootstrap(statistic, rows, groups=None, rounds=1000, seed=0):
     """Return the 95 % percentile interval of `statistic(indices)` over resampled rows.
 
     `rows` is their number. With `groups` (N,), whole groups are drawn: faces of one person are
-    not independent. `statistic` takes an index array and returns a float.
+    not independent. `statistic` takes an index array and returns a float, or K floats as an
+    array for K intervals.
     """
-    generator = np.random.default_rng(seed)
-    if groups is None:
-        draws = (generator.integers(0, rows, rows) for _ in range(rounds))
-    else:
-        _, inverse = np.unique(np.asarray(groups), return_inverse=True)
-        members = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
+    generator, count = np.random.default_rng(seed), rows
+    if groups is not None:
+        _, group, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+        members = np.split(np.argsort(group, kind="stable"), np.cumsum(sizes)[:-1])
         count = len(members)
-        draws = (
-            np.concatenate([members[g] for g in generator.integers(0, count, count)])
-            for _ in range(rounds)
-        )
-    return np.quantile([statistic(indices) for indices in draws], [0.025, 0.975]).tolist()
+    draws = (generator.integers(0, count, count) for _ in range(rounds))
+    if groups is not None:
+        draws = (np.concatenate([members[g] for g in drawn]) for drawn in draws)
+    return np.quantile([statistic(i) for i in draws], [0.025, 0.975], axis=0).T.tolist()
 
 
 def _pair(target, predicted):

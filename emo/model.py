@@ -7,8 +7,6 @@ from urllib.error import URLError
 
 import torch
 from torch import nn
-from torchvision import models as torchvision_models
-from torchvision.models import get_model, list_models
 
 from emo.emotions import EMOTIONS
 from emo.errors import EmoError
@@ -57,11 +55,13 @@ def create_model(backbone="resnet18", num_classes=8, pretrained=True):
 
     `pretrained` loads ImageNet weights through torch.hub's cache, or raises `EmoError`.
     """
-    if backbone not in list_models(module=torchvision_models):
+    from torchvision import models  # here, because it takes seconds, and .onnx files need none
+
+    if backbone not in models.list_models(module=models):
         names = "resnet18, mobilenet_v2 or another of torchvision.models.list_models()"
         raise EmoError(f"unknown backbone {backbone!r}; expected {names}")
     try:
-        network = get_model(backbone, weights="DEFAULT" if pretrained else None)
+        network = models.get_model(backbone, weights="DEFAULT" if pretrained else None)
     except (URLError, OSError, RuntimeError) as error:
         why = f"the ImageNet weights of {backbone} could not be fetched ({error})"
         cure = "connect to the internet once, or use --no-pretrained (pretrained=False)"

@@ -1,6 +1,7 @@
 """Draws the parameters of a face, those of `emo.synth.sample`, as a picture."""
 
 import tomllib
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,7 +15,7 @@ for _move, _steps in zip(_MOVES, FACE["moves"].values(), strict=True):
     for _point, *_step in _steps:
         _move[_point] = 1.2 * np.array(_step)
 _BALD, _SHORT, _SIDE_PART, _LONG, _CURLY, _BUN, _SCARF = range(7)  # styles of hair
-_BROW, _LID, _WING, _NOSTRIL, _CORNER = slice(4), slice(4, 9), 12, 13, 14  # landmarks
+_BROW, _LID, _WING, _NOSTRIL = slice(4), slice(4, 9), 12, 13  # landmarks
 _SIDE, _ORIGIN = 3.2, np.array([1.6, 1.75])  # the texture: its side, and where its (0, 0) lies
 _GRID = 80  # relief and light are computed on a grid of 80 x 80, then enlarged
 
@@ -60,9 +61,8 @@ def _basis(count, closed):
     eye = np.pad(np.eye(count), ((1, 2), (0, 0)), mode="wrap" if closed else "edge")
     t = np.linspace(0, 1, 5)[:-1, None]
     weights = (-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, t**3 - t**2)
-    segments = range(count if closed else count - 1)
-    rows = [sum(w * eye[i + k] / 2 for k, w in enumerate(weights)) for i in segments]
-    return np.concatenate(rows if closed else [*rows, np.eye(count)[-1:]])
+    rows = [sum(w * eye[i + k] / 2 for k, w in enumerate(weights)) for i in range(count)]
+    return np.concatenate(rows)[: None if closed else -3]  # an open curve ends at its last point
 
 
 def _curve(points, closed=False):
@@ -74,10 +74,10 @@ def _whole(half):
     return _curve(np.concatenate([half, half[-2:0:-1] * (-1, 1)]), closed=True)
 
 
-def _half(p, side):
-    """Return the parameters with AU12 and AU14 as one half of the face shows them."""
-    letter = "L" if side > 0 else "R"
-    return p | {"AU12": max(p["AU12"], p[f"AU12{letter}"]), "AU14": p[f"AU14{letter}"]}
+def _halves(p):
+    """Yield (side, parameters) of both halves, with AU12 and AU14 as each of them shows them."""
+    for side, letter in ((-1, "R"), (1, "L")):
+        yield side, p | {"AU12": max(p["AU12"], p[f"AU12{letter}"]), "AU14": p[f"AU14{letter}"]}
 
 
 def _geometry(p):
@@ -87,7 +87,7 @@ def _geometry(p):
     wide = p["head_width"] * (1 + (p["jaw_width"] - 1) * low)
     long = (p["chin_length"] + 0.16 * p["AU26"]) * low
     outline = _whole(np.hstack([half[:, :1] * wide, half[:, 1:] + long]))
-    rest, lips = np.array(FACE["landmarks"]["rest"], float), np.array([0, 0.558])
+    rest, lips = np.array(FACE["landmarks"]["rest"], float), (0, 0.558)
     rest[4:12] = (rest[4:12] - (0.32, -0.09)) * p["eye_size"] + (0.32, -0.09)
     rest[4:12, 1] -= p["eye_tilt"] * (rest[4:12, 0] - 0.32) / 0.15
     rest[:12, 0] += p["eye_distance"]
@@ -95,8 +95,7 @@ def _geometry(p):
     rest[12:14] = rest[12:14] * (p["nose_width"], 1) + (0, p["nose_length"])
     rest[14:] = (rest[14:] - lips) * (p["mouth_width"], p["lip_fullness"]) + lips
     points = {}
-    for side in (-1, 1):
-        q = _half(p, side)
+    for side, q in _halves(p):
         half = rest + np.tensordot([q[unit] for unit in FACE["moves"]], _MOVES, 1)
         half[5:8] += (half[9:12] + (0, 0.004) - half[5:8]) * p["AU43"]
         half[20:22, 1] = np.maximum(half[20:22, 1], half[18:20, 1] + 0.002)
@@ -107,10 +106,9 @@ def _geometry(p):
 
 def _bumps(rows):
     """Return (80, 80, n): the sum of soft bumps x, y, width, height, *n elevations."""
-    x, y, width, height, *elevations = np.array(rows).T[..., None]
-    at = (np.arange(_GRID) + 0.5) * (_SIDE / _GRID)
-    across = np.exp(-(((at - _ORIGIN[0] - x) / width) ** 2))
-    down = np.exp(-(((at - _ORIGIN[1] - y) / height) ** 2))
+    centres, sizes, elevations = np.split(np.array(rows).T[..., None], [2, 4])
+    at = (np.arange(_GRID) + 0.5) * (_SIDE / _GRID) - _ORIGIN[:, None, None]
+    across, down = np.exp(-(((at - centres) / sizes) ** 2))
     return np.stack([down.T @ (across * z) for z in elevations], -1).astype(np.float32)
 
 
@@ -118,20 +116,16 @@ class _Camera:
     """Where points of the face's plane fall in the picture, and back."""
 
     def __init__(self, p, shape):
-        angles = np.radians([p["yaw"], p["pitch"], p["roll"]])
-        (a, b, c), (d, e, f) = np.cos(angles), np.sin(angles)
-        turn = np.array([[a, 0, d], [0, 1, 0], [-d, 0, a]])
-        nod = np.array([[1, 0, 0], [0, b, e], [0, -e, b]])
-        self.turn = np.array([[c, -f, 0], [f, c, 0], [0, 0, 1]]) @ nod @ turn
-        rows = []
-        for x, y, width, height, z, weights in FACE["skin"]["relief"]:
-            for side in (-1, 1) if x else (1,):
-                rise = sum(_half(p, side)[name] * weight for name, weight in weights.items())
-                rows.append((side * x, y, width, height, z + rise))
+        angles = np.radians([-p["pitch"], p["yaw"], p["roll"]])
+        nod, turn, roll = (cv2.Rodrigues(axis)[0] for axis in np.diag(angles))
+        self.turn, rows = roll @ nod @ turn, []
+        for side, q in _halves(p):
+            for x, *oval, z, weights in FACE["skin"]["relief"]:
+                rows.append((side * x, *oval, z + sum(q[name] * w for name, w in weights.items())))
         self.relief = _bumps(rows)[..., 0]  # the height above the face's plane, in units
         self.smooth = cv2.GaussianBlur(self.relief, (0, 0), 2)
-        self.scale, self.centre, height = p["scale"] * shape[0] / 1.42, np.zeros(2), shape[0]
-        middle = np.array([shape[1] / 2 + p["x"] * height, height / 2 + p["y"] * height])
+        self.scale, self.centre, (height, width) = p["scale"] * shape[0] / 1.42, np.zeros(2), shape
+        middle = width / 2 + p["x"] * height, height / 2 + p["y"] * height
         self.centre = middle - self.project(np.array([[0.0, 0.29]]))[0]  # the face's middle
 
     def _shift(self, points):
@@ -188,8 +182,8 @@ def _background(p, shape, camera, rng):
     skin, neck = _skin(p) * tone * 0.8, _whole(_SHAPES["neck"])
     canvas.fill(_whole(_SHAPES["shoulders"]), _bgr("cloth", p["clothes"]) * tone)
     canvas.fill(neck, skin)
-    shadow = _whole(_SHAPES["neck_shadow"])
-    canvas.inside(shadow, lambda part: part.fill(neck, skin * 0.55), 0.9, 0.08)
+    with canvas.inside(_whole(_SHAPES["neck_shadow"]), 0.9, 0.08) as part:
+        part.fill(neck, skin * 0.55)
     return canvas.image
 
 
@@ -199,8 +193,7 @@ def _expose(p, image, camera, rng):
         spot = np.random.default_rng(p["occlusion"])
         centre = camera.project(spot.uniform((-0.7, -0.5), (0.7, 0.9))[None])[0]
         axes, angle = 2 * camera.scale * spot.uniform(0.15, 0.4, 2), float(spot.uniform(0, 180))
-        box, colour = (centre, axes, angle), spot.uniform(20, 220, 3).tolist()
-        cv2.ellipse(image, box, colour, -1, cv2.LINE_AA)
+        cv2.ellipse(image, (centre, axes, angle), spot.uniform(20, 220, 3), -1, cv2.LINE_AA)
     if p["blur"] > 0.25:
         image = cv2.GaussianBlur(image, (0, 0), p["blur"] * image.shape[0] / 96)
     if p["noise"]:
@@ -235,25 +228,26 @@ class _Canvas:
         cv2.circle(self.image, centre, radius, (*colour, 255), -1, cv2.LINE_AA, 4)
 
     def wash(self, points, colour, opacity, soft=0.0):
-        self.inside(points, lambda part: part.fill(points, colour), opacity, soft)
+        with self.inside(points, opacity, soft) as part:
+            part.fill(points, colour)
 
-    def inside(self, outline, draw, opacity=1.0, soft=0.0):
-        """Let what `draw(canvas)` draws show only within `outline`, its edge softened."""
+    @contextmanager
+    def inside(self, outline, opacity=1.0, soft=0.0):
+        """Yield a canvas; what is drawn on it shows only within `outline`, its edge softened."""
         soft, pad = soft * self.scale, 3 + int(2 * soft * self.scale)
         x, y, w, h = cv2.boundingRect(self._pixels(outline) // 16)
-        left, top = max(x - pad, 0), max(y - pad, 0)
-        area = np.s_[top : max(y + h + pad, 0), left : max(x + w + pad, 0)]
-        before = self.image[area]
-        if not before.size:
-            return
+        height, width = self.image.shape[:2]  # OpenCV draws on no empty image: a pixel stays
+        left, top = min(max(x - pad, 0), width - 1), min(max(y - pad, 0), height - 1)
+        right, bottom = max(x + w + pad, 1), max(y + h + pad, 1)
+        before = self.image[top:bottom, left:right]
         part = _Canvas(before.copy(), self.scale, self.origin - (left, top))
-        draw(part)
+        yield part
         mask = _Canvas(np.zeros(before.shape[:2], np.uint8), self.scale, part.origin)
         mask.fill(outline, (255,))
         mask = mask.image.astype(np.float32) * (opacity / 255)
         if soft > 0.3:
             mask = cv2.GaussianBlur(mask, (0, 0), soft)
-        self.image[area] = cv2.blendLinear(part.image, before, mask, 1 - mask)
+        before[:] = cv2.blendLinear(part.image, before, mask, 1 - mask)
 
 
 def _draw_head(canvas, p):
@@ -266,18 +260,15 @@ def _draw_head(canvas, p):
     for side in (-1, 1):
         canvas.fill(ear * (side, 1), skin * 0.85)
     canvas.fill(outline, skin)
-    for side in (-1, 1):
-        q = _half(p, side)
+    for side, q in _halves(p):
         for *crease, weights in FACE["skin"]["creases"]:
             depth = min(1, sum(q[name] * weight for name, weight in weights.items()))
             if depth > 0.05:
-                colour = skin * (1 - 0.42 * depth)
-                canvas.lines([_curve(np.array(crease) * (side, 1))], colour, 0.022)
+                canvas.lines([_curve(crease) * (side, 1)], skin * (1 - 0.42 * depth), 0.022)
     canvas.image = cv2.GaussianBlur(canvas.image, (0, 0), max(0.3, 0.012 * canvas.scale))
     if p["beard"]:
         jaw, inner = outline[outline[:, 1] > 0.12], _curve(_SHAPES["beard"])
-        beard = np.concatenate([jaw[jaw[:, 0] > 0], jaw[jaw[:, 0] <= 0], inner[::-1]])
-        canvas.wash(beard, hair, 0.25 + 0.65 * p["beard"], 0.06)
+        canvas.wash(np.concatenate([jaw, inner[::-1]]), hair, 0.25 + 0.65 * p["beard"], 0.06)
     _draw_mouth(canvas, p, points, skin)
     for side, half in points.items():
         _draw_half(canvas, p, side, half, skin, hair)
@@ -289,22 +280,17 @@ def _draw_head(canvas, p):
 
 def _draw_mouth(canvas, p, points, skin):
     left, right, middle = points[-1], points[1], (points[-1] + points[1]) / 2
-
-    def across(centre, *outer):
-        outer = [*outer, _CORNER]
-        return _curve([*left[outer[::-1]], middle[centre], *right[outer]])
-
-    top, upper, lower, bottom = across(15, 16, 17), across(18, 19), across(20, 21), across(22, 23)
+    top, upper, lower, bottom = (
+        _curve([*left[outer], middle[centre], *right[outer[::-1]]])
+        for *outer, centre in FACE["landmarks"]["lips"]
+    )
     opening = np.concatenate([upper, lower[::-1]])
     red = skin * (0.68, 0.62, 0.88) * (1 - 0.25 * p["makeup"] * np.array([0.8, 1, 0]))
-
-    def draw(part):
-        part.fill(opening, (28, 18, 45))
-        part.fill(np.concatenate([upper, upper[::-1] * (0.9, 1) + (0, 0.07)]), (215, 228, 232))
-        part.fill(_curve(_SHAPES["tongue"]) + middle[20], (85, 80, 165))
-
     if middle[20, 1] - middle[18, 1] > 0.012:
-        canvas.inside(opening, draw)
+        with canvas.inside(opening) as part:
+            part.fill(opening, (28, 18, 45))
+            part.fill(np.concatenate([upper, upper[::-1] * (0.9, 1) + (0, 0.07)]), (215, 228, 232))
+            part.fill(_curve(_SHAPES["tongue"]) + middle[20], (85, 80, 165))
     canvas.fill(np.concatenate([top, upper[::-1]]), red * 0.86)
     canvas.fill(np.concatenate([lower, bottom[::-1]]), red)
     canvas.lines([upper], red * 0.5, 0.012)
@@ -318,16 +304,13 @@ def _draw_half(canvas, p, side, half, skin, hair):
     outline, size = np.concatenate([upper, lower[::-1]]), p["eye_size"]
     gaze = (side * (0.32 + p["eye_distance"]), -0.09) + 0.05 * np.array([p["gaze_x"], p["gaze_y"]])
     iris = _bgr("iris", p["eye_colour"])
-
-    def draw(part):
-        part.fill(outline, (222, 226, 232))
-        for radius, colour in ((0.072, iris * 0.45), (0.061, iris), (0.03, (12, 10, 10))):
-            part.disc(gaze, radius * size, colour)
-        part.lines([upper + (0, 0.012)], skin * 0.35, 0.03)
-        part.disc(gaze + (0.025 * np.sign(p["light_x"]), -0.028), 0.016, (250, 250, 250))
-
     if p["AU43"] < 0.9:
-        canvas.inside(outline, draw)
+        with canvas.inside(outline) as part:
+            part.fill(outline, (222, 226, 232))
+            for radius, colour in ((0.072, iris * 0.45), (0.061, iris), (0.03, (12, 10, 10))):
+                part.disc(gaze, radius * size, colour)
+            part.lines([upper + (0, 0.012)], skin * 0.35, 0.03)
+            part.disc(gaze + (0.025 * np.sign(p["light_x"]), -0.028), 0.016, (250, 250, 250))
     fold = half[_LID] + (0, -0.045)
     fold[1:4, 1] = np.minimum(fold[1:4, 1], -0.09 - 0.08 * size)
     canvas.lines([lower], skin * 0.62, 0.012)
@@ -372,8 +355,7 @@ def _draw_hair(canvas, p, hair, skin, rng):
     shift = np.outer([1, 0.8, 0.3, 0, 0], (p["hair_part"], 0)) * (style in (_SIDE_PART, _LONG))
     for side in (-1, 1):
         top, low = _curve(outer * (side, 1) + shift), _curve(inner * (side, 1) + shift)
-        shadow = np.concatenate([top, low[::-1] + (-0.03 * side, 0.04)])
-        canvas.wash(shadow, skin * 0.5, 0.5, 0.03)
+        canvas.wash(np.concatenate([top, low[::-1] + (-0.03 * side, 0.04)]), skin * 0.5, 0.5, 0.03)
         canvas.fill(np.concatenate([top, low[::-1]]), hair)
         for tone in (0.72, 0.86, 1.14, 1.28) if style not in (_SCARF, _CURLY) else ():
             canvas.lines(top + rng.random((6, 1, 1)) * (low - top), hair * tone, 0.022)

@@ -68,12 +68,11 @@ class EmotionRecognizer:
         Returns `emotion`, `emotion_id`, `confidence`, `probabilities` (by class name),
         `valence` and `arousal` in [−1, 1]; both are None for a model never taught them.
         """
-        tensor = torch.as_tensor(tensor)
-        if tensor.ndim == 3:
-            tensor = tensor[None]
-        if len(tensor) != 1:
-            raise EmoError(f"predict takes one face, got {len(tensor)}; use predict_batch")
-        return self.predict_batch(tensor)[0]
+        batch = torch.as_tensor(tensor)
+        batch = batch[None] if batch.ndim == 3 else batch
+        if len(batch) != 1:
+            raise EmoError(f"predict takes one face, got {len(batch)}; use predict_batch")
+        return self.predict_batch(batch)[0]
 
     def predict_batch(self, tensors):
         """Predict faces (B, 3, S, S); returns a list of B dicts as `predict` does."""
@@ -85,16 +84,14 @@ class EmotionRecognizer:
         """Return raw (logits (B, 8), va (B, 2)) float32 arrays of faces (B, 3, S, S)."""
         faces = np.ascontiguousarray(torch.as_tensor(tensors).detach().cpu().numpy(), np.float32)
         size = self.preprocessor.image_size
-        if faces.ndim != 4 or faces.shape[1:] != (3, size, size):
-            raise EmoError(
-                f"got faces of shape {tuple(faces.shape)}, expected (B, 3, {size}, {size}) from "
-                "recognizer.preprocessor.preprocess_batch(list of BGR crops)"
-            )
-        if not len(faces):
-            return np.zeros((0, len(self.classes)), np.float32), np.zeros((0, 2), np.float32)
+        if faces.shape[1:] != (3, size, size):
+            source = "recognizer.preprocessor.preprocess_batch(list of BGR crops)"
+            expected = f"(B, 3, {size}, {size}) from {source}"
+            raise EmoError(f"got faces of shape {faces.shape}, expected {expected}")
+        none = np.zeros((0, len(self.classes)), np.float32), np.zeros((0, 2), np.float32)
         with self._lock:
             parts = [self._run(faces[i : i + CHUNK]) for i in range(0, len(faces), CHUNK)]
-        logits, va = zip(*parts, strict=True)
+        logits, va = zip(none, *parts, strict=True)
         return np.concatenate(logits), np.concatenate(va)
 
     def recognize(self, image_bgr, detector):
@@ -105,20 +102,15 @@ class EmotionRecognizer:
         found = detector.detect(image_bgr)
         crops = [crop_face(image_bgr, bbox, self.crop_margin) for bbox, _ in found]
         results = self.predict_batch(self.preprocessor.preprocess_batch(crops))
-        boxes = [{"bbox": bbox, "score": score} for bbox, score in found]
-        return [box | result for box, result in zip(boxes, results, strict=True)]
+        faces = zip(found, results, strict=True)
+        return [{"bbox": bbox, "score": score} | result for (bbox, score), result in faces]
 
     def _result(self, probabilities, va):
-        best = int(probabilities.argmax())
-        valence, arousal = (None, None) if self.va == "none" else map(float, va)
-        return {
-            "emotion": self.classes[best],
-            "emotion_id": best,
-            "confidence": float(probabilities[best]),
-            "probabilities": dict(zip(self.classes, map(float, probabilities), strict=True)),
-            "valence": valence,
-            "arousal": arousal,
-        }
+        best, shares = int(probabilities.argmax()), probabilities.tolist()
+        valence, arousal = (None, None) if self.va == "none" else va.tolist()
+        result = {"emotion": self.classes[best], "emotion_id": best, "confidence": shares[best]}
+        result["probabilities"] = dict(zip(self.classes, shares, strict=True))
+        return result | {"valence": valence, "arousal": arousal}
 
 
 def predict_files(recognizer, files, detector=None):
@@ -129,10 +121,9 @@ def predict_files(recognizer, files, detector=None):
     """
     rows = []
     for path in tqdm(list(files), "Predicting", unit="image"):
-        image = decode(path)
-        note = "unreadable" if image is None else "no face found"
+        image, note = decode(path), "no face found"
         if image is None:
-            faces = []
+            faces, note = [], "unreadable"
         elif detector is None:
             faces = [recognizer.predict(recognizer.preprocessor.preprocess_cv2(image))]
         else:
@@ -166,9 +157,8 @@ def create_recognizer(model_path, config_path=None, device="cpu", threads=None):
         reason = str(error).partition("\n")[0]
         raise EmoError(f"{path} is damaged or no {path.suffix} model ({reason})") from error
     beside = path.with_name("model_config.json")
-    if config_path is None and not inside and beside.is_file():
-        config_path = beside
-    config = read_json(config_path) if config_path else inside or {}
+    source = config_path or (beside if not inside and beside.is_file() else None)
+    config = read_json(source) if source else inside or {}
     if missing := ", ".join(sorted({"classes", *PREPROCESSING} - set(config))):
         advice = "keep model_config.json beside it or name it with config_path"
         raise EmoError(f"the config of {path} lacks {missing}; {advice}")
@@ -184,20 +174,19 @@ def _load_pth(path, device, threads):
 
 def _load_torchscript(path, device, threads):
     extra = {"model_config.json": ""}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated, and works
+    # TorchScript is deprecated, and works.
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
         model = torch.jit.load(str(path), map_location=device, _extra_files=extra).eval()
     return _torch_run(model, device, threads), json.loads(extra["model_config.json"] or "{}")
 
 
 def _torch_run(model, device, threads):
+    @torch.inference_mode()
     def run(faces):
         before = torch.get_num_threads()
         torch.set_num_threads(threads or before)
         try:
-            with torch.inference_mode():
-                logits, va = model(torch.from_numpy(faces).to(device))
-            return logits.float().cpu().numpy(), va.float().cpu().numpy()
+            return [v.float().cpu().numpy() for v in model(torch.from_numpy(faces).to(device))]
         finally:
             torch.set_num_threads(before)
 
@@ -210,14 +199,13 @@ def _load_onnx(path, device, threads):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or physical_cores()
     options.log_severity_level = 3
-    providers = ["CUDAExecutionProvider"] if device == "cuda" else []
-    if not set(providers) <= set(onnxruntime.get_available_providers()):
+    provider = f"{device.upper()}ExecutionProvider"  # the CPU's steps in by itself
+    if provider not in onnxruntime.get_available_providers():
         raise EmoError("this onnxruntime has no GPU support; install onnxruntime-gpu or use cpu")
-    providers.append("CPUExecutionProvider")
-    session = onnxruntime.InferenceSession(str(path), options, providers)
+    session = onnxruntime.InferenceSession(str(path), options, [provider])
     name = session.get_inputs()[0].name
     inside = json.loads(session.get_modelmeta().custom_metadata_map.get("model_config", "{}"))
-    return (lambda faces: tuple(session.run(["logits", "va"], {name: faces}))), inside
+    return (lambda faces: session.run(["logits", "va"], {name: faces})), inside
 
 
 def _load_keras(path, device, threads):
@@ -225,8 +213,8 @@ def _load_keras(path, device, threads):
     model = keras.models.load_model(path, compile=False)
 
     def run(faces):
-        logits, va = model(np.ascontiguousarray(faces.transpose(0, 2, 3, 1)))  # channels last
-        return keras.ops.convert_to_numpy(logits), keras.ops.convert_to_numpy(va)
+        outputs = model(np.ascontiguousarray(faces.transpose(0, 2, 3, 1)))  # channels last
+        return [keras.ops.convert_to_numpy(value) for value in outputs]
 
     return run, None
 

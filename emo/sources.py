@@ -1,13 +1,13 @@
 """Every data layout that people have → one manifest. Explained in notebooks/02.
 
-A manifest is a pandas table `image_path, emotion, valence, arousal` (+ `split`, `group`,
-`p_neutral` … `p_contempt`, `va_derived`, and what else the source says). Paths are relative to
-the data folder, emotion is 0–7 in AffectNet's order with −1 for unknown, valence and arousal lie
-in [−1, 1] and are NaN where nobody annotated them.
+A manifest is a table `image_path, emotion, valence, arousal` (+ `split`, `group`, `p_neutral` …
+`p_contempt`, `va_derived`, …): paths relative to the data folder, emotion 0–7 in AffectNet's
+order (−1: unknown), valence and arousal in [−1, 1] (NaN: nobody annotated them).
 """
 
 import os
-from pathlib import Path
+import warnings
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 
 from emo.download import IMAGE_SUFFIXES
 from emo.emotions import (
+    CLASS_MEAN_VA,
     CLASS_ORDERS,
-    EMOTIONS,
     PROBABILITY_COLUMNS,
     derive_va,
     emotion_id,
@@ -24,23 +24,28 @@ from emo.emotions import (
     is_emotion_name,
 )
 from emo.errors import EmoError
+from emo.files import atomic_path, work_folder
 
 SPLITS = {"train": "train", "training": "train", "train_set": "train"}
 SPLITS |= {"val": "val", "valid": "val", "validation": "val", "val_set": "val", "dev": "val"}
 SPLITS |= {"test": "test", "testing": "test"}
 VA = ("valence", "arousal")
-_COLUMNS = ["image_path", "split", "emotion", *VA]
-_AFFECTNET_2017 = {0: "subDirectory_filePath", 6: "expression", 7: "valence", 8: "arousal"}
+QUARANTINE = "quarantine.csv"  # in `work_folder(root)`: image_path, reason, bytes
+_AFFECTNET_2017 = {"0": "subDirectory_filePath", "6": "expression", "7": VA[0], "8": VA[1]}
+_KINDS = ("exp", "val", "aro")  # of AffectNet 2021's npy files
+_NO_EMOTION = {8: "None", 9: "Uncertain", 10: "No-Face"}  # AffectNet's expressions above 7
 _FERPLUS_PARTS = {"FER2013Train": "train", "FER2013Valid": "val", "FER2013Test": "test"}
 
 
-def read_dataset(root, layout=None, *, labels="label", class_order=None):
+def read_dataset(root, layout=None, *, labels="label", class_order=None, quarantined=False):
     """Read the folder `root` in whatever layout it has and return its manifest.
 
     `manifest.attrs["layout"]` names the layout and `manifest.attrs["report"]` is a table of how
     many rows were kept and dropped, and why. `layout` forces one of `LAYOUTS`; `labels="folder"`
     takes the folder's label on the Kaggle set; `class_order` (affectnet, alphabetical, ferplus)
-    says what folders named 0–7 mean. Raises `EmoError` when nothing fits or a label is invalid.
+    says what the numbers 0–7 of folders or of a CSV mean. Images that `emo check` put into
+    quarantine are left out unless `quarantined`. Raises `EmoError` when no layout fits, or when a
+    label is invalid or seems to follow another class order.
     """
     root = Path(root)
     if not root.is_dir():
@@ -52,10 +57,13 @@ def read_dataset(root, layout=None, *, labels="label", class_order=None):
     found = _image_paths(base)
     manifest = LAYOUTS[layout](base, found, {"labels": labels, "class_order": class_order})
     manifest = _check_labels(_tidy(manifest), root)
-    kept, dropped = _drop_missing(manifest, found, base, root)
+    if not class_order and layout == "csv":
+        _check_order(manifest, root)
+    kept = _drop_unusable(manifest, found, base, root, quarantined)
+    dropped = {why: count for why, count in kept.attrs["dropped"].items() if count}
     if kept.empty:
-        raise EmoError(f"{root} ({layout} layout) has labels but none of their images is there")
-    rows = {"kept": len(kept)} | {f"dropped: {why}": n for why, n in dropped.items() if n}
+        raise EmoError(f"{root} ({layout} layout) has no usable labelled image: {dropped}")
+    rows = {"kept": len(kept)} | {f"dropped: {why}": n for why, n in dropped.items()}
     kept.attrs = {"layout": layout, "report": pd.DataFrame({"rows": pd.Series(rows)})}
     return kept
 
@@ -69,10 +77,8 @@ def detect_layout(root):
     if {"image_path", "emotion"} <= header or any(_split_csvs(base)):
         return "csv"
     if header:
-        raise EmoError(
-            f"{base / 'labels.csv'} has the columns {', '.join(sorted(header))}; expected "
-            "image_path, emotion, valence, arousal (or pth, label as on Kaggle)"
-        )
+        got = f"{base / 'labels.csv'} has the columns {', '.join(sorted(header))}"
+        raise EmoError(f"{got}; expected image_path, emotion, valence, arousal (or pth, label)")
     if any((base / part / "label.csv").is_file() for part in _FERPLUS_PARTS):
         return "ferplus"
     if any((base / part / "annotations").is_dir() for part in ("train_set", "val_set")):
@@ -81,10 +87,9 @@ def detect_layout(root):
         return "affectnet2017"
     if _class_folders(base):
         return "folders"
-    raise EmoError(
-        f"{root} holds no data set that emo knows: no labels.csv, FER2013Train, train_set, "
-        "AffectNet list or folders named after emotions; data/README.md shows the expected trees"
-    )
+    known = "labels.csv, FER2013Train, train_set, AffectNet list or folders named after emotions"
+    fault = f"{root} holds no data set that emo knows: no {known}"
+    raise EmoError(f"{fault}; data/README.md shows the expected trees")
 
 
 def fill_derived_va(manifest):
@@ -93,7 +98,7 @@ def fill_derived_va(manifest):
     votes = manifest.reindex(columns=PROBABILITY_COLUMNS).fillna(0.0).to_numpy(float, copy=True)
     plain = (votes.sum(axis=1) == 0) & (emotion >= 0)
     votes[plain, emotion[plain]] = 1
-    empty = ~_known_va(manifest)
+    empty = manifest[list(VA)].isna().any(axis=1)
     manifest.loc[empty, ["valence", "arousal"]] = derive_va(votes)[empty]
     manifest["va_derived"] = (empty & manifest["valence"].notna()).astype(int)
     return manifest
@@ -101,7 +106,7 @@ def fill_derived_va(manifest):
 
 def annotated_rows(manifest):
     """Tell (N,) which rows have valence and arousal from annotators, not from class means."""
-    annotated = _known_va(manifest) & (manifest.get("va_derived", 0) != 1)
+    annotated = manifest[list(VA)].notna().all(axis=1) & (manifest.get("va_derived", 0) != 1)
     return annotated.to_numpy(copy=True)
 
 
@@ -109,25 +114,25 @@ def va_state(manifest):
     """Return "annotated", "derived" (only class means) or "none" (no values at all)."""
     if annotated_rows(manifest).any():
         return "annotated"
-    return "derived" if _known_va(manifest).any() else "none"
-
-
-def _known_va(manifest):
-    return manifest["valence"].notna() & manifest["arousal"].notna()
+    return "derived" if manifest[list(VA)].notna().all(axis=1).any() else "none"
 
 
 def _read_csv(base, found, options):
     """The contract: labels.csv, or one file for each of train, val and test."""
+    columns = ("image_path", "emotion")
     if (base / "labels.csv").is_file():
-        return _table(base / "labels.csv")
-    parts = [_table(path).assign(split=split) for split, path in _split_csvs(base)]
-    return pd.concat(parts, ignore_index=True)
+        table = _table(base / "labels.csv", columns)
+    else:
+        table = _join(_table(p, columns).assign(split=s) for s, p in _split_csvs(base))
+    if order := options["class_order"]:
+        table["emotion"] = table["emotion"].map(dict(enumerate(ids_of_order(order))))
+    return table
 
 
 def _read_kaggle(base, found, options):
     """Kaggle's set: a model made `label`, AffectNet the folders; `relFCs` is no confidence."""
-    table = _table(base / "labels.csv")
-    folder = table["pth"].str.split("/").str[-2]
+    table = _table(base / "labels.csv", ("pth", "label"))
+    folder = pd.Series([PurePosixPath(str(path)).parent.name or None for path in table["pth"]])
     names = folder if options["labels"] == "folder" else table["label"]
     manifest = pd.DataFrame({"image_path": table["pth"], "emotion": _ids(names)})
     return manifest.assign(folder_emotion=_ids(folder), relFCs=table.get("relFCs"))
@@ -135,66 +140,93 @@ def _read_kaggle(base, found, options):
 
 def _read_ferplus(base, found, options):
     """FER+: the largest of ten vote counts; rows most called "unknown" or "no face" drop out."""
-    parts = [part for part in _FERPLUS_PARTS if (base / part / "label.csv").is_file()]
-    official = "FER2013Test" in parts  # without it, val will be carved from Train
-    splits = _FERPLUS_PARTS if official else {"FER2013Train": "", "FER2013Valid": "test"}
     tables = []
-    for part in parts:
-        table = pd.read_csv(base / part / "label.csv", header=None)
-        if table.shape[1] != 12:
-            raise EmoError(f"{base / part / 'label.csv'}: got {table.shape[1]} columns, not 12")
-        paths = part + "/" + table[0].astype(str)
-        tables.append(table.assign(image_path=paths, split=splits[part]))
-    table = pd.concat(tables, ignore_index=True)
-    counts = table[list(range(2, 12))].to_numpy(float)
-    largest = counts.argmax(axis=1)  # ties go to the column that stands first in the file
+    for part, split in _FERPLUS_PARTS.items():
+        if (base / part / "label.csv").is_file():
+            table = _table(base / part / "label.csv", map(str, range(12)), header=None)
+            tables.append(table.assign(image_path=part + "/" + table["0"].astype(str), split=split))
+    table = _join(tables)
+    counts = table[[str(i) for i in range(2, 12)]].apply(pd.to_numeric, errors="coerce")
+    counts = counts.where(counts >= 0).to_numpy(float, copy=True)
+    bad = ~np.isfinite(counts).all(axis=1) | (counts.sum(axis=1) == 0)
+    counts[bad] = 1
+    largest = np.where(bad, 10, counts.argmax(axis=1))  # ties go to the first column of the file
     order = ids_of_order("ferplus")
-    table = table[["image_path", "split"]].assign(emotion=np.append(order, [-1, -1])[largest])
+    table = table[["image_path", "split"]].assign(emotion=np.append(order, [-1] * 3)[largest])
     shares = counts[:, :8] / np.maximum(counts[:, :8].sum(axis=1, keepdims=True), 1)
     table[list(PROBABILITY_COLUMNS)] = shares[:, np.argsort(order)]
-    kept = table[largest < 8].reset_index(drop=True)
-    kept.attrs["dropped"] = {
-        "most annotators said unknown": int((largest == 8).sum()),
-        "most annotators said not a face": int((largest == 9).sum()),
-    }
-    return kept
+    names = {8: "most annotators said unknown", 9: "most annotators said not a face"}
+    return _keep(table, pd.Series(largest).map(names | {10: "the votes are missing or damaged"}))
 
 
 def _read_affectnet_2017(base, found, options):
-    """AffectNet 2017 lists, with or without header; expression 8–10 are no emotions."""
+    """AffectNet 2017 lists, with or without header, made by hand or by a model (`automatic`)."""
     tables = []
     for path, split in _affectnet_2017_lists(base):
-        header = 0 if "subDirectory_filePath" in _header(path) else None
-        table = pd.read_csv(path, header=header).rename(columns=_AFFECTNET_2017)
-        tables.append(table.assign(split=split))
-    table = pd.concat(tables, ignore_index=True)
-    known = {Path(p).parts[-2:]: p for p in found}
-    paths = table["subDirectory_filePath"].astype(str)
-    table["image_path"] = [known.get(tuple(p.split("/")[-2:]), p) for p in paths]
-    return _affectnet_rows(table.rename(columns={"expression": "emotion"}))
+        named = "subDirectory_filePath" in _header(path)
+        columns = _AFFECTNET_2017.values() if named else _AFFECTNET_2017
+        table = _table(path, columns, 0 if named else None).rename(columns=_AFFECTNET_2017)
+        automatic = "auto" in path.stem.lower()
+        # The same list fits every tree: a folder's number and a file's name identify an image.
+        known = {Path(p).parts[-2:]: p for p in found}
+        known |= {Path(p).parts[-2:]: p for p in found if ("auto" in p.lower()) == automatic}
+        paths = map(str, table["subDirectory_filePath"])
+        paths = [known.get(PurePosixPath(path).parts[-2:], path) for path in paths]
+        tables.append(table.assign(image_path=paths, split=split, automatic=int(automatic)))
+    table = _join(tables).rename(columns={"expression": "emotion"})
+    return _affectnet_rows(table[["image_path", "split", "emotion", *VA, "automatic"]])
 
 
 def _read_affectnet_2021(base, found, options):
     """AffectNet 2021: one npy file for each value of each image, sometimes stored as text."""
-    rows = []
-    for part, split in (("train_set", ""), ("val_set", "test")):
-        folder = base / part / "annotations"
-        images = {Path(p).stem: p for p in found if Path(p).parts[0] == part}
-        for stem, path in tqdm(images.items(), desc=f"Reading {part}", unit="image"):
-            values = [folder / f"{stem}_{name}.npy" for name in ("exp", "val", "aro")]
-            if all(value.is_file() for value in values):
-                numbers = [float(np.load(value, allow_pickle=False).item()) for value in values]
-                rows.append((path, split, *numbers))
-    return _affectnet_rows(pd.DataFrame(rows, columns=_COLUMNS))
+    tables = []
+    for part, split in (("train_set", "train"), ("val_set", "val")):  # their ids overlap
+        if (base / part / "annotations").is_dir():
+            images = {Path(p).stem: p for p in found if p.startswith(f"{part}/")}
+            table = _annotations(base, part)
+            paths = [images.get(i, f"{part}/images/{i}.jpg") for i in table["id"]]
+            tables.append(table.assign(image_path=paths, split=split))
+    return _affectnet_rows(_join(tables).drop(columns="id"))
+
+
+def _annotations(base, part):
+    """Return id, emotion, valence and arousal of all npy files of a part; read once, then kept."""
+    folder = base / part / "annotations"
+    ids = sorted(entry.name[:-8] for entry in os.scandir(folder) if entry.name.endswith("_exp.npy"))
+    state = f"{len(ids)}-{folder.stat().st_mtime_ns}"  # changes when a file comes or goes
+    kept = work_folder(base) / f"annotations-{part}-{state}.csv"
+    if not kept.is_file():
+        bar = tqdm(ids, f"Reading {part}", unit="image")
+        rows = [(i, *(_number(folder / f"{i}_{kind}.npy") for kind in _KINDS)) for i in bar]
+        with atomic_path(kept) as temporary:
+            pd.DataFrame(rows, columns=["id", "emotion", *VA]).to_csv(temporary, index=False)
+    return pd.read_csv(kept, dtype={"id": str})
+
+
+def _number(path):
+    """Return the number in an npy file, None if there is no such file, or "damaged"."""
+    if not path.is_file():
+        return None
+    try:
+        return float(np.load(path, allow_pickle=False).item())
+    except Exception:  # numpy raises whatever a damaged header leads to
+        return "damaged"
 
 
 def _affectnet_rows(table):
-    numbers = table[["emotion", *VA]].apply(pd.to_numeric, errors="coerce")
-    table[["emotion", *VA]] = numbers.where(numbers > -2)  # −2 = not annotated
-    kept = table.loc[numbers["emotion"].between(0, 7), _COLUMNS].reset_index(drop=True)
-    names = {"None": 8, "Uncertain": 9, "No-Face": 10}
-    counts = {f"expression {name}": (numbers["emotion"] == i).sum() for name, i in names.items()}
-    kept.attrs["dropped"] = counts
+    """Keep the eight emotions, count the other rows, and leave −2 (not annotated) empty."""
+    emotion = pd.to_numeric(table["emotion"], errors="coerce")
+    for name in VA:
+        table[name] = table[name].where(pd.to_numeric(table[name], errors="coerce") != -2)
+    damaged = (table[list(VA)] == "damaged").any(axis=1) | ~emotion.isin(range(11))
+    why = emotion.map({i: f"expression {name}" for i, name in _NO_EMOTION.items()})
+    return _keep(table, why.where(~damaged, "the annotation is missing or damaged"))
+
+
+def _keep(table, why):
+    """Keep the rows without a reason to drop them; count the reasons."""
+    kept = table[why.isna()].reset_index(drop=True)
+    kept.attrs["dropped"] = why.value_counts().to_dict()
     return kept
 
 
@@ -206,20 +238,15 @@ def _read_folders(base, found, options):
         split = next((SPLITS[p.lower()] for p in parts if p.lower() in SPLITS), "")
         emotion = _folder_emotion(parts[-1] if parts else "", options["class_order"], base)
         rows.append((path, emotion, split))
-    manifest = pd.DataFrame(rows, columns=["image_path", "emotion", "split"])
-    kept = manifest.dropna().reset_index(drop=True)
-    kept.attrs["dropped"] = {"folder is named after no emotion": len(manifest) - len(kept)}
-    return kept
+    table = pd.DataFrame(rows, columns=["image_path", "emotion", "split"])
+    folders = [PurePosixPath(path).parent.name or "." for path in table["image_path"]]
+    why = "folder is named after no emotion: " + pd.Series(folders, dtype=object)
+    return _keep(table, why.where(table["emotion"].isna()))
 
 
-LAYOUTS = {
-    "csv": _read_csv,
-    "kaggle": _read_kaggle,
-    "ferplus": _read_ferplus,
-    "affectnet2017": _read_affectnet_2017,
-    "affectnet2021": _read_affectnet_2021,
-    "folders": _read_folders,
-}
+LAYOUTS = {"csv": _read_csv, "kaggle": _read_kaggle, "ferplus": _read_ferplus}
+LAYOUTS |= {"affectnet2017": _read_affectnet_2017, "affectnet2021": _read_affectnet_2021}
+LAYOUTS |= {"folders": _read_folders}
 
 
 def _folder_emotion(name, class_order, base):
@@ -228,10 +255,8 @@ def _folder_emotion(name, class_order, base):
     if not (name.isdigit() and int(name) < 8):
         return None
     if class_order is None:
-        raise EmoError(
-            f"{base} has folders named by number, and data sets differ in what {name} means; say "
-            f"which order they follow: --class-order {'|'.join(CLASS_ORDERS)}"
-        )
+        fault = f"{base} has folders named by number, and data sets differ in what {name} means"
+        raise EmoError(f"{fault}; say whose order it is: --class-order {'|'.join(CLASS_ORDERS)}")
     return int(ids_of_order(class_order)[int(name)])
 
 
@@ -246,12 +271,15 @@ def _base(root):
 
 
 def _image_paths(base):
-    """List the images below `base` as relative POSIX paths, sorted."""
+    """List the images below `base` as relative POSIX paths, sorted; hidden ones are left out."""
     found = []
-    for folder, _, names in os.walk(base):
-        paths = map(Path(folder).relative_to(base).joinpath, names)
-        found += [path.as_posix() for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
-    return sorted(path for path in found if not path.startswith("."))
+    for folder, folders, names in os.walk(base):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        start = Path(folder).relative_to(base).as_posix() + "/"
+        start = "" if start == "./" else start
+        images = [n for n in names if os.path.splitext(n)[1].lower() in IMAGE_SUFFIXES]
+        found += [start + name for name in images if not name.startswith(".")]
+    return sorted(found)
 
 
 def _class_folders(base):
@@ -270,7 +298,7 @@ def _affectnet_2017_lists(base):
     for path in sorted([*base.glob("*.csv"), *base.glob("*file_lists/*.csv")]):
         first = _header(path)
         if "subDirectory_filePath" in first or any("/" in c and "." in c for c in first):
-            yield path, "test" if "valid" in path.stem.lower() else ""
+            yield path, "val" if "valid" in path.stem.lower() else "train"
 
 
 def _header(path):
@@ -280,12 +308,30 @@ def _header(path):
         return {cell.strip().strip('"') for cell in file.readline().split(",")}
 
 
-def _table(path):
+def _join(tables):
+    if not (tables := list(tables)):
+        raise EmoError("the layout that you named has no list of labels here; leave out --layout")
+    return pd.concat(tables, ignore_index=True)
+
+
+def _table(path, columns, header=0):
+    """Read a CSV file whole; refuse one from which pandas would lose a cell or a row."""
     try:
-        table = pd.read_csv(path, encoding="utf-8-sig")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise EmoError(f"{path} is not readable as CSV ({error}); export it again") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            options = {"encoding": "utf-8-sig", "index_col": False, "low_memory": False}
+            table = pd.read_csv(path, header=header, **options)
+        lines = sum(1 for line in path.read_bytes().splitlines() if line.strip())
+        if lines != len(table) + (header == 0):
+            raise ValueError(f"{lines} lines give {len(table)} rows: a stray quotation mark?")
+    except FileNotFoundError:
+        raise EmoError(f"{path} does not exist; data/README.md shows the expected trees") from None
+    except (ValueError, pd.errors.ParserWarning) as error:
+        reason = " ".join(str(error).split())
+        raise EmoError(f"{path} is not readable as CSV ({reason}); export it again") from error
     table.columns = [str(c).strip() for c in table.columns]
+    if missing := ", ".join(sorted(set(columns) - set(table))):
+        raise EmoError(f"{path} lacks the columns {missing}; it has {', '.join(table)}")
     return table
 
 
@@ -295,13 +341,12 @@ def _ids(names):
 
 
 def _tidy(manifest):
-    """Give every manifest the contract's columns and types; emotion still as read, or −1."""
+    """Give every manifest the contract's columns; labels still as read, paths with slashes."""
     missing = {name: np.nan for name in VA if name not in manifest}
-    manifest = manifest.assign(image_path=manifest["image_path"].astype(str), **missing)
+    paths = manifest["image_path"].astype(str).str.replace("\\", "/", regex=False)
+    manifest = manifest.assign(image_path=paths.str.removeprefix("./"), **missing)
     numbers = pd.to_numeric(manifest["emotion"], errors="coerce")
     manifest["emotion"] = numbers.fillna(_ids(manifest.loc[numbers.isna(), "emotion"]))
-    for name in VA:
-        manifest[name] = pd.to_numeric(manifest[name], errors="coerce").astype(float)
     if "split" in manifest:
         manifest["split"] = manifest["split"].fillna("").astype(str)
     first = ["image_path", "emotion", *VA]
@@ -309,31 +354,60 @@ def _tidy(manifest):
 
 
 def _check_labels(manifest, root):
-    ranges = {name: manifest[name].isna() | manifest[name].between(-1, 1) for name in VA}
-    ranges["emotion"] = manifest["emotion"].isin(range(-1, len(EMOTIONS)))
-    for name, good in ranges.items():
-        if not good.all():
-            row, others = manifest[~good].iloc[0], (~good).sum() - 1
-            expected = "0–7 in AffectNet's order" if name == "emotion" else "−1 to 1"
-            raise EmoError(
-                f"{root}: {name} {row[name]:g} of {row['image_path']} (and {others} more rows) "
-                f"is out of range; expected {expected}, or an empty cell where not annotated"
-            )
+    """Return the manifest with labels as numbers, or name every column that holds others."""
+    expected = {"emotion": "0–7 in AffectNet's order"} | dict.fromkeys(VA, "−1 to 1")
+    expected |= dict.fromkeys(PROBABILITY_COLUMNS, "0 to 1 (shares of the votes)")
+    faults, manifest = [], manifest.copy()
+    for name in [name for name in expected if name in manifest]:
+        values = pd.to_numeric(manifest[name], errors="coerce").astype(float)
+        low, high = {"emotion": (-1, 7)}.get(name, (-1 if name in VA else 0, 1))
+        good = values.between(low, high) & ((name != "emotion") | (values % 1 == 0))
+        wrong = ~good & manifest[name].notna()
+        if wrong.any():
+            value, path = manifest.loc[wrong.idxmax(), [name, "image_path"]]
+            value = f"{value:g}" if isinstance(value, float) else value
+            place = f"{name} {value} of {path} (and {wrong.sum() - 1} more rows)"
+            faults.append(f"{place} is out of range; expected {expected[name]}")
+        manifest[name] = values
+    if faults:
+        faults = "; ".join(faults)
+        raise EmoError(f"{root}: {faults}, or an empty cell where not annotated (not −2)")
     return manifest.astype({"emotion": int})
 
 
-def _drop_missing(manifest, found, base, root):
-    """Drop rows without an image or listed twice; make the paths relative to `root`."""
-    dropped = manifest.attrs.get("dropped", {})
-    there = manifest["image_path"].isin(set(found))
-    twice = manifest["image_path"].duplicated()
-    unlabelled = len(set(found) - set(manifest["image_path"]))
+def _check_order(manifest, root):
+    """Refuse numbers whose valence and arousal say that they follow another class order."""
+    rows = manifest[annotated_rows(manifest) & (manifest["emotion"] >= 0)]
+    means = rows.groupby("emotion")[list(VA)].mean()[rows.groupby("emotion").size() >= 5]
+    misfit = {}
+    for order in CLASS_ORDERS if len(means) >= 5 else ():
+        ids = ids_of_order(order)[means.index]
+        misfit[order] = np.abs(means.to_numpy() - CLASS_MEAN_VA[ids]).mean()
+    best = min(misfit, key=misfit.get, default="affectnet")
+    if misfit and misfit["affectnet"] > 1.5 * misfit[best]:
+        fault = f"the mean valence and arousal of the classes fit the {best} class order far better"
+        cure = f"use --class-order {best}, or --class-order affectnet to insist"
+        raise EmoError(f"{root}: {fault} than AffectNet's; {cure}")
+
+
+def _drop_unusable(manifest, found, base, root, quarantined):
+    """Drop rows without an image, listed twice or in quarantine; make paths relative to `root`."""
+    dropped, found = manifest.attrs.get("dropped", {}), set(found)
+    unlabelled = len(found - set(manifest["image_path"]))
     unlabelled -= min(unlabelled, sum(dropped.values()))  # counted already
-    kept = manifest[there & ~twice].reset_index(drop=True)
+    why = pd.Series(None, manifest.index, dtype=object)
+    why[manifest["image_path"].duplicated()] = "listed twice"
+    why[~manifest["image_path"].isin(found)] = "image file is missing"
     if base != root:
-        kept["image_path"] = f"{base.relative_to(root).as_posix()}/" + kept["image_path"]
-    return kept, dropped | {
-        "image file is missing": int((~there).sum()),
-        "listed twice": int((there & twice).sum()),
-        "image without a label": unlabelled,
-    }
+        within = f"{base.relative_to(root).as_posix()}/"
+        manifest = manifest.assign(image_path=within + manifest["image_path"])
+    if not quarantined and (path := work_folder(root) / QUARANTINE).is_file():
+        listed = pd.read_csv(path).set_index("image_path")
+        listed = listed[listed.index.isin(manifest["image_path"][why.isna()])]
+        # An image that was replaced since, and so has another size, gets a new chance.
+        same = [(root / image).stat().st_size == size for image, size in listed["bytes"].items()]
+        reasons = ("in quarantine: " + listed["reason"][same].astype(object)).to_dict()
+        why = why.fillna(manifest["image_path"].map(reasons))
+    kept = _keep(manifest, why)
+    kept.attrs["dropped"] |= dropped | {"image without a label": unlabelled}
+    return kept

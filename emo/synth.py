@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from emo.emotions import CLASS_MEAN_VA, EMOTIONS, emotion_id
 from emo.errors import EmoError
-from emo.files import atomic_folder
+from emo.files import atomic_path
 from emo.portrait import FACE, render, true_box
 
 ACTION_UNITS = tuple(FACE["action_units"])
@@ -36,11 +36,10 @@ def sample(emotion=None, *, seed, identity=None, frontal=False):
     face = {"emotion": int(emotion), "group": f"p{identity:07d}", "identity": identity}
     face |= _sample_expression(int(emotion), rng) | _sample_person(identity)
     rng = np.random.default_rng([seed, 2])  # the picture tells nothing about the emotion
-    picture = _draw_from(FACE["picture"], rng)
-    hidden = 0 if rng.random() > 0.08 else int(rng.integers(1, 10**6))
+    face |= _draw_from(FACE["picture"], rng)
+    face["occlusion"] = 0 if rng.random() > 0.08 else int(rng.integers(1, 10**6))
     if frontal:
-        picture |= {name: picture[name] * 0.4 for name in "yaw pitch roll blur noise".split()}
-    face |= picture | {"occlusion": 0 if frontal else hidden}
+        face |= {n: 0.4 * face[n] for n in "yaw pitch roll blur noise".split()} | {"occlusion": 0}
     face |= {"jpeg": int(rng.integers(60, 96)), "background": int(rng.integers(10**6))}
     return {key: round(v, 4) if isinstance(v, float) else v for key, v in face.items()}
 
@@ -64,7 +63,7 @@ def write_dataset(dest, count, seed=0, size=96, frontal=False):
         (folder / path).write_bytes(image.tobytes())
         return {"image_path": path} | face
 
-    with atomic_folder(dest) as folder, ThreadPoolExecutor(2) as pool:
+    with atomic_path(dest, folder=True) as folder, ThreadPoolExecutor(2) as pool:
         (folder / "images").mkdir()
         # Threads: OpenCV releases the lock, and new processes are trouble in notebooks.
         rows = tqdm(pool.map(write, range(count)), "drawing faces", count, unit="face")
@@ -82,22 +81,20 @@ def animate(seconds=12, fps=15, size=(480, 640), seed=0):
     face = sample("Neutral", seed=seed, frontal=True)
     face |= {"occlusion": 0, "noise": 0, "blur": 0, "jpeg": 100, "scale": 0.42, "y": 0.03}
     usual = [{unit: 0.9 * v for unit, share, v in PROTOTYPES[n] if share >= 0.5} for n in EMOTIONS]
-    displays = np.array([[display.get(unit, 0) for unit in ACTION_UNITS] for display in usual])
+    stations = np.hstack([pd.DataFrame(usual, columns=ACTION_UNITS).fillna(0), CLASS_MEAN_VA])
     count = max(8, round(seconds * fps))
     for frame in range(count):
         phase, turn = 8 * frame / count, 2 * np.pi * frame / count
         now, then = int(phase), (int(phase) + 1) % 8
         mix = np.clip((phase % 1 - 0.6) / 0.4, 0, 1)
         mix = mix * mix * (3 - 2 * mix)
-        display = displays[now] * (1 - mix) + displays[then] * mix
+        *display, valence, arousal = (stations[now] * (1 - mix) + stations[then] * mix).tolist()
         face |= dict(zip(ACTION_UNITS, display, strict=True))
         face["AU43"] = max(face["AU43"], np.exp(-(((phase % 2 - 0.45) / 0.06) ** 2)))  # a blink
-        face |= {"yaw": 9 * np.sin(2 * turn), "pitch": 4 * np.sin(3 * turn)}
-        face |= {"roll": 4 * np.sin(turn), "x": 0.04 * np.sin(turn + 1)}
-        valence, arousal = CLASS_MEAN_VA[now] * (1 - mix) + CLASS_MEAN_VA[then] * mix
+        face |= {name: a * np.sin(n * turn + b) for name, (a, n, b) in FACE["sway"].items()}
         truth = {"time": frame / fps, "emotion": now if mix < 0.5 else then}
-        truth |= {"valence": float(valence), "arousal": float(arousal)}
-        yield render(face, size), truth | {"bbox": true_box(face, size)}
+        truth |= {"valence": valence, "arousal": arousal, "bbox": true_box(face, size)}
+        yield render(face, size), truth
 
 
 def _display(emotion, intensity, rng):
@@ -105,9 +102,8 @@ def _display(emotion, intensity, rng):
     units = dict.fromkeys(ACTION_UNITS, 0.0)
     mirrored = rng.random() < 0.5
     for unit, share, strength in PROTOTYPES[EMOTIONS[emotion]]:
-        present = rng.random() < share
-        strength = float(np.clip(strength * intensity * rng.normal(1, 0.2), 0, 1))
-        units[unit.replace("L", "R") if mirrored else unit] = strength if present else 0.0
+        strength = (rng.random() < share) * np.clip(strength * intensity * rng.normal(1, 0.2), 0, 1)
+        units[unit.replace("L", "R") if mirrored else unit] = float(strength)
     return units
 
 
@@ -133,10 +129,9 @@ def _sample_person(identity):
     rng = np.random.default_rng([identity, 3])
     tone, values = int(rng.integers(1, 11)), _draw_from(FACE["person"], rng)
     feminine, old = rng.random() < 0.5, values["age"] > 0.65
-    beard = 0.0 if feminine or rng.random() < 0.5 else float(rng.uniform(0.2, 1))
     return values | {
         "skin_tone": tone,
-        "beard": beard,
+        "beard": 0.0 if feminine or rng.random() < 0.5 else float(rng.uniform(0.2, 1)),
         "makeup": float(rng.random()) if feminine else 0.0,
         "glasses": int(rng.choice([0, 0, 0, 0, 1, 2])),
         "hair_style": int(rng.choice(FACE["hair"]["feminine" if feminine else "masculine"])),

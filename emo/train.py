@@ -41,39 +41,25 @@ WARM_UP = 0.1  # of all steps; the step size then shrinks along half a cosine
 class TrainConfig:
     """Everything a run depends on; saved in its folder and in its checkpoint."""
 
-    data_dir: str = "data/synthetic"
-    """Folder of any layout that `emo check` knows."""
-    output_dir: str = "outputs/run1"
-    """Folder of this run; it must be new, or the same run to resume."""
-    backbone: str = "resnet18"
-    """resnet18, mobilenet_v2 or any torchvision classifier."""
-    pretrained: bool = True
-    """Start from ImageNet weights: better with little data, but they must be fetched once."""
-    image_size: int = 224
-    """Pixels a side. 224 is what ImageNet weights expect; 64 is 12 times faster."""
-    epochs: int = 50
-    """At most; training ends early after 10 epochs without progress."""
-    batch_size: int = 64
-    """Fits a 4 GB GPU at 224 pixels."""
-    learning_rate: float = 1e-3
-    """Adam's usual step; halved when the validation score stalls."""
-    alpha: float = 1.0
-    """Weight of the emotion loss."""
-    beta: float = 0.5
-    """Weight of the valence/arousal loss; 0 leaves that head untrained and unused."""
+    data_dir: str = "data/synthetic"  # folder of any layout that `emo check` knows
+    output_dir: str = "outputs/run1"  # folder of this run: a new one, or the same run to resume
+    backbone: str = "resnet18"  # resnet18, mobilenet_v2 or any torchvision classifier
+    pretrained: bool = True  # start from ImageNet weights: better, but they must be fetched once
+    image_size: int = 224  # pixels a side; 224 is what ImageNet weights expect, 64 is 12× faster
+    epochs: int = 50  # at most; the classic recipe ends after 10 epochs without progress
+    batch_size: int = 64  # fits a 4 GB GPU at 224 pixels
+    learning_rate: float = 1e-3  # Adam's usual step
+    alpha: float = 1.0  # weight of the emotion loss
+    beta: float = 0.5  # weight of the valence/arousal loss; 0 leaves that head untrained and unused
+    # classic: Adam, steps halved on a plateau, early stopping. strong: AdamW, steps shrinking
+    # along a cosine, for few epochs. Both: warm-up, averaged weights, flip and ±15° rotation.
     recipe: Literal["classic", "strong"] = "classic"
-    """classic: Adam, steps halved on a plateau, early stopping. strong: AdamW, steps shrinking
-    along a cosine, for few epochs. Both: warm-up, averaged weights, flip and ±15° rotation."""
-    derive_va: bool = False
-    """Fill missing valence/arousal from class means; every result then says "derived"."""
-    layout: str | None = None
-    """Force a data layout instead of recognising it."""
-    labels: Literal["label", "folder"] = "label"
-    """Which label to trust on the Kaggle set."""
-    class_order: str | None = None
-    """What folders named 0–7 mean: affectnet, alphabetical or ferplus."""
-    seed: int = 0
-    """Of the split, the weights, the order and the augmentation."""
+    derive_va: bool = False  # fill missing valence/arousal from class means, and say "derived"
+    layout: str | None = None  # force a data layout instead of recognising it
+    labels: Literal["label", "folder"] = "label"  # which label to trust on the Kaggle set
+    class_order: str | None = None  # what the numbers 0–7 mean: affectnet, alphabetical, ferplus
+    pack: bool = True  # decode each image once, into a file; else each epoch anew, which is slow
+    seed: int = 0  # of the split, the weights, the order and the augmentation
 
 
 def fit(config, *, resume=False, on_epoch=None):
@@ -125,8 +111,10 @@ def _load_manifest(config, folder=None):
 
 
 def _pack(config, manifest):
-    *packed, colour = pack_images(manifest, config.data_dir, config.image_size)
-    return FaceDataset(*packed), colour
+    images, kept, colour = pack_images(manifest, config.data_dir, config.image_size, config.pack)
+    if missing := len(manifest) - len(kept):
+        print(f"{missing:,} unreadable images are skipped: emo check --data-dir {config.data_dir}")
+    return FaceDataset(images, kept), colour
 
 
 def read_manifest(path):
@@ -157,10 +145,8 @@ class _Run:
         self.train_part, self.val_part = dataset.part("train"), dataset.part("val")
         size, images = config.batch_size, len(self.train_part)
         if images < size:
-            advice = f"use --batch-size {max(2, images // 4)}"
-            raise EmoError(
-                f"batch size {size} is larger than the {images} training images; {advice}"
-            )
+            fault = f"batch size {size} is larger than the {images} training images"
+            raise EmoError(f"{fault}; use --batch-size {max(2, images // 4)}")
         self.va = va_state(self.train_part.manifest) if config.beta else "none"
         self.network = create_model(config.backbone, pretrained=config.pretrained)
         self.network.to(memory_format=torch.channels_last)
@@ -170,9 +156,8 @@ class _Run:
         train = make_loader(self.train_part, size, shuffle=True, seed=config.seed, drop_last=True)
         val = make_loader(self.val_part, 2 * size)
         # `model` is `network`, wrapped where several processes train it.
-        self.model, self.optimizer, self.train_loader, self.val_loader = accelerator.prepare(
-            self.network, optimizer, train, val
-        )
+        prepared = accelerator.prepare(self.network, optimizer, train, val)
+        self.model, self.optimizer, self.train_loader, self.val_loader = prepared
         self.parts = {"model": self.network, "average": self.average, "optimizer": self.optimizer}
         self.parts |= schedules
         self.epoch, self.history, self.best = 0, [], {"score": -math.inf, "epoch": 0, "model": None}
@@ -215,10 +200,8 @@ class _Run:
                 bar.set_postfix(loss=f"{losses[-1]:.3f}")
         mean_loss = torch.stack(losses).mean().item()
         if not math.isfinite(mean_loss):
-            rate = self.config.learning_rate
-            raise EmoError(
-                f"the loss became {mean_loss}; use a smaller --learning-rate than {rate}"
-            )
+            cure = f"use a smaller --learning-rate than {self.config.learning_rate}"
+            raise EmoError(f"the loss became {mean_loss}; {cure}")
         return mean_loss, len(losses) * step / (time.perf_counter() - start)
 
     def validate(self):
@@ -303,8 +286,6 @@ def _check(config):
     for name, lowest in least.items():
         if not getattr(config, name) >= lowest:  # NaN is refused, too
             raise EmoError(f"{name} is {getattr(config, name)}; expected {lowest} or more")
-    if not 32 <= config.image_size <= 512:
-        raise EmoError(f"image_size is {config.image_size}; expected 32 to 512 pixels")
 
 
 def _open_run(config, resume):
@@ -317,7 +298,7 @@ def _open_run(config, resume):
     if not resume:
         raise EmoError(f"{folder} holds a run already; use --resume or another --output-dir")
     before = read_config(folder)
-    free = {"output_dir"} if config.recipe == "strong" else {"output_dir", "epochs"}
+    free = {"output_dir", "pack"} | ({"epochs"} if config.recipe == "classic" else set())
     for name, value in dataclasses.asdict(config).items():
         if value != (old := getattr(before, name)) and name not in free:
             fault = f"was trained with {name}={old!r}, not {value!r}"
@@ -384,11 +365,9 @@ def _crop_margin(part):
 
 
 def _sentence(row, config):
-    text = (
-        f"epoch {row['epoch']}/{config.epochs}"
-        f" · loss {row['train_loss']:.3f} · val loss {row['val_loss']:.3f}"
-        f" · accuracy {row['val_accuracy']:.3f} · macro F1 {row['val_macro_f1']:.3f}"
-    )
-    if row["val_ccc_valence"] == row["val_ccc_valence"]:
-        text += f" · CCC {row['val_ccc_valence']:.3f}/{row['val_ccc_arousal']:.3f}"
+    text = f"epoch {row['epoch']}/{config.epochs} · loss {row['train_loss']:.3f}"
+    names = {"val_loss": "val loss", "val_accuracy": "accuracy", "val_macro_f1": "macro F1"}
+    names |= {"val_ccc_valence": "CCC valence", "val_ccc_arousal": "CCC arousal"}
+    for column, name in names.items():
+        text += f" · {name} {row[column]:.3f}" if row[column] == row[column] else ""
     return text + f" · {row['images_per_second']:.0f} images/s"

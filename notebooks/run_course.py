@@ -54,7 +54,10 @@ def run_notebook(path, parameters):
 def _is_progress_bar(output):
     """Take the widget out of an output; tell a tqdm bar, which would stand at 0 % for ever."""
     widget = output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
-    return widget is not None and "%|" in output["data"].get("text/plain", "")
+    text = output.get("data", {}).get("text/plain", "")
+    if widget is not None and text.startswith("VBox("):
+        output["data"]["text/plain"] = "(buttons to click, in the opened notebook)"
+    return widget is not None and "%|" in text
 
 
 def course_parameters(archive, work):

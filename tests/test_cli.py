@@ -1,5 +1,7 @@
 """Mistakes of a user at the command line: one sentence, exit code 2, no traceback."""
 
+import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -72,3 +74,20 @@ def test_help_of_every_command_in_a_fresh_process():
     assert done.returncode == 0
     for command in "download synth check train evaluate export predict live bench".split():
         assert command in done.stdout
+
+
+def test_check_reports_and_fills_the_quarantine(capsys, faces, tmp_path):
+    root = shutil.copytree(faces, tmp_path / "faces", ignore=shutil.ignore_patterns(".emo"))
+    paths = sorted((root / "images").iterdir())
+    paths[0].write_bytes(b"no image")
+    paths[1].write_bytes(paths[2].read_bytes())
+    main(["check", "--data-dir", str(root), "--drop-duplicates"])
+    out = capsys.readouterr().out
+    assert re.search(r"kept +240\nin all +240", out)
+    assert re.search(r"skipped everywhere: not an image +1\n", out)
+    assert "2 images in quarantine" in out
+    assert (root / ".emo" / "classes.png").stat().st_size > 10_000
+    main(["check", "--data-dir", str(root)])  # the list is made anew, and nothing gets lost
+    assert "1 images in quarantine" in capsys.readouterr().out
+    main(["synth", "--dest", str(tmp_path / "new"), "--count", "8"])
+    assert re.search(r"in all +8", capsys.readouterr().out)

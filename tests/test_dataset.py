@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import cv2
@@ -6,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from emo import dataset
 from emo.dataset import (
     FaceDataset,
     augment,
@@ -63,6 +65,13 @@ def test_official_parts_are_kept_and_val_comes_out_of_train():
         split_manifest(manifest.assign(split="dev"))
 
 
+def test_an_official_validation_part_alone_becomes_the_test_part():
+    manifest = table().assign(split=["val"] * 100 + ["train"] * 900)
+    split = split_manifest(manifest)["split"]
+    assert (split[:100] == "test").all()
+    assert set(split[100:]) == {"train", "val"}
+
+
 def test_pack_is_made_once_and_again_when_a_file_changes(faces, tmp_path):
     root = shutil.copytree(faces, tmp_path / "faces", ignore=shutil.ignore_patterns(".emo"))
     manifest = read_dataset(root)
@@ -81,6 +90,63 @@ def test_pack_is_made_once_and_again_when_a_file_changes(faces, tmp_path):
     assert kept.attrs["unreadable"] == [manifest["image_path"][5]]
 
 
+def test_an_interrupted_pack_goes_on_where_it_stopped(faces, monkeypatch, tmp_path):
+    root = shutil.copytree(faces, tmp_path / "faces", ignore=shutil.ignore_patterns(".emo"))
+    manifest = read_dataset(root)
+    monkeypatch.setattr(dataset, "BLOCK", 16)
+    monkeypatch.setattr(dataset, "CHUNK", 8)
+    (root / manifest["image_path"][3]).write_bytes(b"no image")
+    true_decode, seen = dataset.decode, []
+
+    def decode_some(path, flags):
+        seen.append(path)
+        if len(seen) > 40:
+            raise KeyboardInterrupt
+        return true_decode(path, flags)
+
+    monkeypatch.setattr(dataset, "decode", decode_some)
+    with pytest.raises(KeyboardInterrupt):
+        pack_images(manifest, root, 32)
+    assert not list((root / ".emo").glob("*.npy"))
+    (note,) = (root / ".emo").glob("*.json")
+    done = json.loads(note.read_text())["done"]
+    assert done in (16, 32)
+    seen.clear()
+    monkeypatch.setattr(dataset, "decode", lambda p, f: seen.append(p) or true_decode(p, f))
+    images, kept, _ = pack_images(manifest, root, 32)
+    assert len(seen) == len(manifest) - done
+    assert kept.attrs["unreadable"] == [manifest["image_path"][3]]
+    whole, _, _ = pack_images(manifest.iloc[::-1], root, 32)  # another order: packed in one go
+    assert np.array_equal(images[np.arange(len(kept))], whole[np.arange(len(kept))[::-1]])
+
+
+def test_without_a_pack_the_same_faces_come(faces, tmp_path):
+    root = shutil.copytree(faces, tmp_path / "faces", ignore=shutil.ignore_patterns(".emo"))
+    manifest = split_manifest(read_dataset(root))
+    packed, _, _ = pack_images(manifest, root, 32)
+    images, kept, colour = pack_images(manifest, root, 48, pack=False)
+    assert not list((root / ".emo").glob("faces48*"))
+    assert (len(images), colour) == (len(kept), "rgb")
+    images, kept, _ = pack_images(manifest, root, 32, pack=False)
+    rows = np.array([5, 0, 9])
+    assert np.array_equal(images[rows], packed[rows])
+    part = FaceDataset(images, kept).part("val")
+    batch = next(iter(make_loader(part, 4)))
+    assert batch["image"].shape == (4, 3, 32, 32)
+    (root / part.manifest["image_path"].iloc[0]).write_bytes(b"no image")
+    with pytest.raises(EmoError, match="emo check"):
+        next(iter(make_loader(part, 4)))
+
+
+def test_a_folder_that_cannot_be_written_is_packed_in_the_cache(faces, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    manifest = read_dataset(faces).head(20)
+    images, _, _ = pack_images(manifest, faces, 33)
+    assert images.shape == (20, 33, 33, 3)
+    assert len(list((tmp_path / "cache" / "emo").glob("*/faces33-*.npy"))) == 1
+
+
 def test_grey_images_are_noticed(tmp_path):
     for i in range(8):
         cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((40, 40), 20 * i, np.uint8))
@@ -94,7 +160,7 @@ def test_a_full_disk_is_refused_before_anything_is_written(faces, monkeypatch, t
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     with pytest.raises(EmoError, match="GB"):
         pack_images(read_dataset(root), root, 32)
-    assert not list((root / ".emo").iterdir())
+    assert not [p for p in (root / ".emo").iterdir() if p.suffix != ".lock"]
 
 
 def test_batches(faces):
@@ -159,3 +225,12 @@ def test_decode_of_what_is_no_image(tmp_path):
     assert decode(tmp_path / "empty.png") is None
     assert decode(tmp_path / "text.png") is None
     assert decode(tmp_path / "none.png") is None
+
+
+def test_a_jpeg_that_was_cut_off_is_no_image(faces, tmp_path):
+    path = faces / read_dataset(faces)["image_path"][0]
+    data = path.read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(data[:-2])
+    (tmp_path / "longer.jpg").write_bytes(data + b"what some cameras append")
+    assert decode(tmp_path / "cut.jpg") is None
+    assert np.array_equal(decode(tmp_path / "longer.jpg"), decode(path))

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from emo.errors import EmoError
-from emo.files import atomic_folder, atomic_path, read_json, write_json
+from emo.files import atomic_path, read_json, write_json
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -17,7 +17,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 
 def test_a_failed_folder_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "new") as temporary:
+    with pytest.raises(RuntimeError), atomic_path(tmp_path / "new", folder=True) as temporary:
         (temporary / "half").write_text("half")
         raise RuntimeError
     assert not list(tmp_path.iterdir())
@@ -26,7 +26,7 @@ def test_a_failed_folder_leaves_nothing(tmp_path):
 def test_a_folder_with_content_is_not_replaced(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
-    with pytest.raises(OSError), atomic_folder(tmp_path / "mine") as temporary:
+    with pytest.raises(OSError), atomic_path(tmp_path / "mine", folder=True) as temporary:
         (temporary / "x").write_text("")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
 

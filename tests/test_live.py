@@ -6,7 +6,7 @@ import pytest
 from emo import MediaPipeFaceDetector, create_recognizer, synth
 from emo.errors import EmoError
 from emo.live import LivePipeline, draw_overlay, faces_table, overlap
-from emo.window import Camera, FilmWriter, run_live
+from emo.window import Camera, film_writer, run_live
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +108,9 @@ def test_overlay_leaves_the_frame_alone_and_hides_what_is_not_known(recognizer, 
 
 
 def test_film_in_annotated_film_and_table_out(recognizer, detector, film, tmp_path):
-    with FilmWriter(tmp_path / "in.mp4", 5) as writer:
+    with film_writer(tmp_path / "in.mp4", 5) as write:
         for frame, _ in film:
-            writer.write(frame)
+            write(frame)
     pipeline = LivePipeline(recognizer, detector)
     options = {"record": tmp_path / "out.webm", "log": tmp_path / "out.csv", "headless": True}
     with Camera(tmp_path / "in.mp4") as camera:
@@ -136,8 +136,8 @@ def test_bad_input(recognizer, detector, tmp_path):
     with pytest.raises(EmoError, match="could not be opened"):
         Camera(tmp_path / "text.mp4")
     with pytest.raises(EmoError, match=".mp4 or .webm"):
-        FilmWriter(tmp_path / "out.gif", 5)
-    with pytest.raises(EmoError, match="no frame"), FilmWriter(tmp_path / "out.mp4", 5):
+        film_writer(tmp_path / "out.gif", 5).__enter__()
+    with pytest.raises(EmoError, match="no frame"), film_writer(tmp_path / "out.mp4", 5):
         pass
     assert [p.name for p in tmp_path.iterdir()] == ["text.mp4"]
     with pytest.raises(EmoError, match="smoothing"):

@@ -8,19 +8,11 @@ import pytest
 from matplotlib.figure import Figure
 
 from emo import plots
-from emo.emotions import EMOTIONS
 
 
 @pytest.fixture
 def ax():
     return Figure().subplots()
-
-
-def test_class_counts(ax):
-    manifest = pd.DataFrame({"emotion": [0, 0, 1, -1], "split": ["train", "val", "train", "test"]})
-    assert plots.plot_class_counts(manifest, ax) is ax
-    assert sum(bar.get_width() for bar in ax.patches) == 3
-    assert [label.get_text() for label in ax.get_yticklabels()] == list(EMOTIONS)
 
 
 def test_plane_always_spans_the_same_square(ax):
@@ -31,18 +23,19 @@ def test_plane_always_spans_the_same_square(ax):
     assert len(ax.lines) == 2 + 8
 
 
-def test_points(ax):
-    manifest = pd.DataFrame({"emotion": [1, 1], "valence": [0.5, 0.6], "arousal": [0.1, 0.2]})
-    plots.plot_va_points(manifest, ax)
-    drawn = np.concatenate([points.get_offsets() for points in ax.collections])
-    assert drawn.tolist() == [[0.5, 0.1], [0.6, 0.2]]
-
-
 def test_confusion(ax):
     matrix = np.diag(np.arange(8))
     plots.plot_confusion(matrix, ax)
     assert [int(text.get_text()) for text in ax.texts] == matrix.ravel().tolist()
     assert ax.get_xlabel() == "predicted"
+
+
+def test_classes_stand_in_rows_of_their_own(ax):
+    faces = np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
+    plots.plot_classes(faces, [2, 0, 2, -1, 0, 2], ax, columns=3)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["Neutral", "Sad"]
+    shown = ax.images[0].get_array()[::4, ::4, 0]
+    assert set(shown[0]) == {1, 4} and set(shown[1]) == {0, 2, 5}
 
 
 def test_mosaic(ax):
@@ -59,13 +52,3 @@ def test_scatter_history_and_reliability(ax):
     assert len(second.lines) == 3  # no curve of what was not scored
     third = plots.plot_reliability([3, 0], [0.6, 0], [0.5, 0], Figure().subplots())
     assert third.collections[0].get_offsets().tolist() == [[0.6, 0.5]]
-
-
-def test_session(ax):
-    table = pd.DataFrame({"face": [0, 0, 0, 1], "time": [0, 1, 2, 0], "valence": [0, 0.5, 1, 0]})
-    table["arousal"] = table["valence"]
-    plots.plot_session(table, ax)
-    assert sum(len(lines.get_segments()) for lines in ax.collections) == 2
-    for name in EMOTIONS:
-        table[f"p_{name.lower()}"] = 0.125
-    assert len(plots.plot_timeline(table, Figure().subplots()).lines) == 8

@@ -10,7 +10,7 @@ import pytest
 from emo.cli import main
 from emo.dataset import decode
 from emo.files import read_json
-from emo.window import FilmWriter
+from emo.window import film_writer
 
 pytestmark = pytest.mark.slow
 
@@ -72,10 +72,10 @@ def test_predict_on_photos(first, real_faces, capsys):
 
 def test_live_on_a_film_of_photos(first, real_faces, work, capsys):
     photos = [decode(p) for p in sorted((real_faces / "frames").glob("*.jpg"))[:8]]
-    with FilmWriter(work / "film.mp4", 10) as writer:
+    with film_writer(work / "film.mp4", 10) as write:
         for photo in photos:
             for _ in range(3):
-                writer.write(photo)
+                write(photo)
     emo(
         *("live", "--model", first / "model.onnx", "--camera", work / "film.mp4", "--headless"),
         *("--record", work / "out.mp4", "--log", work / "out.csv"),

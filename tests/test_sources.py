@@ -5,7 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from emo.emotions import CLASS_MEAN_VA, EMOTIONS
+from emo.dataset import split_manifest
+from emo.emotions import CLASS_MEAN_VA, EMOTIONS, ids_of_order
 from emo.errors import EmoError
 from emo.sources import detect_layout, fill_derived_va, read_dataset, va_state
 
@@ -78,6 +79,44 @@ def test_rows_without_image_and_images_without_row_are_counted(tmp_path):
     }
 
 
+def test_a_path_may_be_written_as_on_windows(tmp_path):
+    csv(tmp_path, "image_path,emotion\nhappy\\a.png,1\n./b.png,2\n", ("happy/a.png", "b.png"))
+    assert read_dataset(tmp_path)["image_path"].tolist() == ["happy/a.png", "b.png"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image_path,emotion\na.png,1,0.5\nb.png,2,0.1\n", "not readable as CSV"),
+        ('image_path,emotion\n"a.png,1\nb.png",2\n', "2 lines give|3 lines give"),
+        ('image_path,emotion\n"a.png,1\nb.png,2\n', "EOF inside string"),
+        ("image_path,emotion\na.png,\xe4\n", "utf-8"),
+        ("image_path,emotion,valence,arousal\na.png,1,o.5,0\nb.png,1,0,0\n", "valence o.5"),
+        ("image_path,emotion,valence,arousal\na.png,1,inf,0\nb.png,9,0,2\n", "emotion 9.*; arou"),
+    ],
+)
+def test_no_cell_is_lost_in_silence(tmp_path, text, message):
+    csv(tmp_path, "")
+    (tmp_path / "labels.csv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(EmoError, match=message):
+        read_dataset(tmp_path)
+
+
+def test_numbers_in_another_order_are_refused_or_translated(tmp_path, faces):
+    manifest = read_dataset(faces)
+    stored = np.argsort(ids_of_order("alphabetical"))[manifest["emotion"]]
+    names = [f"{i}.png" for i in range(len(manifest))]
+    table = manifest.assign(image_path=names, emotion=stored)
+    csv(tmp_path, table[["image_path", "emotion", "valence", "arousal"]].to_csv(index=False), names)
+    with pytest.raises(EmoError, match="fit the alphabetical class order.*--class-order"):
+        read_dataset(tmp_path)
+    translated = read_dataset(tmp_path, class_order="alphabetical")["emotion"]
+    assert sorted(translated) == sorted(manifest["emotion"])
+    assert (translated.to_numpy() == manifest["emotion"].to_numpy()).all()
+    insisted = read_dataset(tmp_path, class_order="affectnet")["emotion"]
+    assert (insisted.to_numpy() == stored).all()
+
+
 def test_csv_without_the_columns(tmp_path):
     with pytest.raises(EmoError, match="has the columns feeling, file; expected image_path"):
         read_dataset(csv(tmp_path, "file,feeling\na.png,1\n"))
@@ -127,12 +166,29 @@ def test_ferplus_labels_votes_and_splits(tmp_path):
     assert [EMOTIONS[i] for i in train["emotion"]] == expected
     assert train.iloc[0]["p_neutral"] == 0.8
     assert train.iloc[0]["p_happy"] == 0.2
-    assert set(train["split"]) == {""}  # val is carved from train
-    assert set(manifest["split"]) == {"", "test"}
+    assert set(train["split"]) == {"train"}
+    split = split_manifest(manifest)["split"]  # the official validation part is reported on
+    assert set(split[manifest["split"] == "val"]) == {"test"}
+    assert "test" not in set(split[manifest["split"] == "train"])
     report = manifest.attrs["report"]["rows"]
     assert report["dropped: most annotators said unknown"] == 2
     assert report["dropped: most annotators said not a face"] == 2
     assert report.sum() == 20
+
+
+def test_ferplus_rows_without_votes_are_counted(tmp_path):
+    ferplus(tmp_path)
+    path = tmp_path / "FER2013Valid" / "label.csv"
+    lines = path.read_text().splitlines()
+    lines[0] = lines[0].rpartition('",')[0] + '",' + ",".join("0" * 10)
+    lines[1] = lines[1].replace(",8,", ",eight,")
+    path.write_text("\n".join(lines) + "\n")
+    report = read_dataset(tmp_path).attrs["report"]["rows"]
+    assert report["dropped: the votes are missing or damaged"] == 2
+    assert report["kept"] == 14
+    path.write_text("a.png,1\n")
+    with pytest.raises(EmoError, match="lacks the columns 10, 11"):
+        read_dataset(tmp_path)
 
 
 def test_ferplus_with_all_parts_keeps_the_official_splits(tmp_path):
@@ -155,7 +211,30 @@ def test_affectnet_2017(tmp_path, header):
     assert manifest["emotion"].tolist() == [3, 1]
     assert manifest.loc[0, ["valence", "arousal"]].tolist() == [0.5, 0.25]
     assert np.isnan(manifest.loc[1, "valence"])
-    assert manifest.attrs["report"]["rows"]["dropped: expression Uncertain"] == 1
+    report = manifest.attrs["report"]["rows"]
+    assert report["dropped: expression Uncertain"] == 1
+    assert report.sum() == 5
+
+
+def test_affectnet_2017_keeps_both_kinds_of_lists_apart(tmp_path):
+    columns = "subDirectory_filePath,expression,valence,arousal\n"
+    for kind in ("Manually", "Automatically"):
+        image(tmp_path / f"{kind}_Annotated_Images" / "1" / "a.jpg")
+        text = f"{columns}1/a.jpg,{len(kind) % 8},0.5,-0.5\n1/b.jpg,?,0,0\n"
+        (tmp_path / f"{kind.lower()}_annotated.csv").write_text(text)
+    (tmp_path / "validation.csv").write_text(columns + "1/gone.jpg,1,0,0\n")
+    manifest = read_dataset(tmp_path)
+    folders = manifest["image_path"].str.split("_").str[0]
+    assert dict(zip(folders, manifest["automatic"], strict=True)) == {
+        "Manually": 0,
+        "Automatically": 1,
+    }
+    report = manifest.attrs["report"]["rows"]
+    assert report["dropped: the annotation is missing or damaged"] == 2
+    assert report["dropped: image file is missing"] == 1
+    (tmp_path / "validation.csv").write_text("1/a.jpg,3\n")
+    with pytest.raises(EmoError, match="lacks the columns 6, 7, 8"):
+        read_dataset(tmp_path)
 
 
 def test_affectnet_2021(tmp_path):
@@ -169,8 +248,15 @@ def test_affectnet_2021(tmp_path):
     manifest = read_dataset(tmp_path)
     assert manifest.attrs["layout"] == "affectnet2021"
     assert sorted(manifest["emotion"]) == [1, 1, 4, 4]
-    assert set(manifest["split"]) == {"", "test"}
+    assert set(manifest["split"]) == {"train", "val"}
     assert manifest["arousal"].max() == 0.8
+    annotations = tmp_path / "train_set" / "annotations"
+    (annotations / "0_val.npy").write_bytes(b"no number")
+    assert len(read_dataset(tmp_path)) == 4  # kept from the first time
+    (annotations / "1_exp.npy").unlink()  # another set of files: read again
+    report = read_dataset(tmp_path).attrs["report"]["rows"]
+    assert report["dropped: the annotation is missing or damaged"] == 1
+    assert report["kept"] == 2
 
 
 def test_class_folders(tmp_path):
@@ -178,7 +264,8 @@ def test_class_folders(tmp_path):
         image(tmp_path / folder / "1.png")
     manifest = read_dataset(tmp_path)
     assert manifest["emotion"].tolist() == [1, 2]
-    assert manifest.attrs["report"]["rows"]["dropped: folder is named after no emotion"] == 1
+    report = manifest.attrs["report"]["rows"]
+    assert report["dropped: folder is named after no emotion: other"] == 1
 
 
 def test_class_folders_below_splits(tmp_path):
@@ -217,3 +304,62 @@ def test_derived_values_fill_only_what_is_empty():
     assert filled["va_derived"].tolist() == [0, 1, 0]
     assert va_state(filled) == "annotated"
     assert va_state(filled.iloc[1:]) == "derived"
+
+
+def lists(root):
+    """A small tree of every layout that has lists, and how many rows these have."""
+    text = "image_path,emotion,valence,arousal\n"
+    names = [f"{i}.png" for i in range(12)]
+    csv(
+        root / "csv",
+        text + "".join(f"{n},{i % 8},0.{i},-0.{i}\n" for i, n in enumerate(names)),
+        names,
+    )
+    kaggle(root / "kaggle")
+    ferplus(root / "ferplus")
+    columns = "subDirectory_filePath,face_x,face_y,face_width,face_height,facial_landmarks,"
+    rows = "".join(f"{i}/a.jpg,0,0,9,9,1;2,{i % 11},0.1,-2\n" for i in range(12))
+    for i in range(12):
+        image(root / "affectnet2017" / str(i) / "a.jpg")
+    list_path = root / "affectnet2017" / "training.csv"
+    list_path.write_text(f"{columns}expression,valence,arousal\n{rows}")
+    return [root / "csv/labels.csv", root / "kaggle/labels.csv", list_path]
+
+
+def test_300_mutated_lists_are_refused_or_every_row_is_accounted_for(tmp_path):
+    paths = [*lists(tmp_path), tmp_path / "ferplus/FER2013Valid/label.csv"]
+    generator, outcomes = np.random.default_rng(0), {"refused": 0, "read": 0}
+    for number in range(300):
+        path = paths[number % len(paths)]
+        good = path.read_bytes()
+        data = bytearray(good)
+        for _ in range(generator.integers(1, 4)):
+            place = int(generator.integers(len(data)))
+            kind = generator.integers(4)
+            if kind == 0:
+                data[place] = int(generator.integers(256))
+            elif kind == 1:
+                data[place:place] = bytes(generator.choice(list(b',"\n-9\0;.'), 2).astype(np.uint8))
+            elif kind == 2:
+                del data[place : place + int(generator.integers(1, 9))]
+            else:
+                data = data[: max(place, 1)]
+        path.write_bytes(data)
+        root = tmp_path / path.relative_to(tmp_path).parts[0]
+        try:
+            manifest = read_dataset(root, layout=root.name)
+        except EmoError:
+            outcomes["refused"] += 1
+        else:
+            outcomes["read"] += 1
+            report = manifest.attrs["report"]["rows"]
+            images = report.get("dropped: image without a label", 0)
+            every = [p for p in paths if p.is_relative_to(root)]
+            every += [root / "FER2013Train/label.csv"] if root.name == "ferplus" else []
+            lines = sum(len([x for x in p.read_bytes().splitlines() if x.strip()]) for p in every)
+            header = 0 if root.name == "ferplus" else 1
+            assert report.sum() - images == lines - header, (number, path, bytes(data))
+            assert manifest["emotion"].between(-1, 7).all()
+            assert not (manifest[["valence", "arousal"]].abs() > 1).any(axis=None)
+        path.write_bytes(good)
+    assert min(outcomes.values()) > 50, outcomes

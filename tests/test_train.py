@@ -130,7 +130,7 @@ def test_derived_values_train_the_head_and_are_never_scored(faces, config, tmp_p
     [
         ({"batch_size": 5000}, "batch size 5000 is larger"),
         ({"epochs": 0}, "epochs is 0"),
-        ({"image_size": 7}, "image_size is 7"),
+        ({"image_size": 7}, "image size 7 is out of range"),
         ({"learning_rate": -1.0}, "learning_rate"),
         ({"learning_rate": 1e30}, "smaller --learning-rate"),
         ({"backbone": "resnet99"}, "unknown backbone"),
