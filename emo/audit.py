@@ -68,8 +68,7 @@ def summarise(manifest, facts):
 def write_quarantine(manifest, facts, root, *, duplicates=False):
     """Write the list of images that are skipped from now on; return it. No image is deleted.
 
-    These are the images with a `fault` and, with `duplicates`, all but one of each picture: the
-    one in the test part is kept, else the one in val, else the first.
+    Those with a `fault`; with `duplicates` also all copies but the one in test, else val, else any.
     """
     listed = facts.loc[facts["fault"] != "", ["image_path", "fault"]]
     reason = dict(listed.itertuples(index=False))
@@ -77,9 +76,12 @@ def write_quarantine(manifest, facts, root, *, duplicates=False):
         worth = manifest["split"].map({"test": 2, "val": 1}).fillna(0)
         worth = dict(zip(manifest["image_path"], worth, strict=True))
         twins = facts["duplicate_of"].fillna(facts["near_duplicate_of"])
-        for pair in zip(twins[twins.notna()], facts["image_path"][twins.notna()], strict=True):
-            kept, other = sorted(pair, key=worth.get, reverse=True)  # a tie keeps the first
-            reason[other] = f"duplicate of {kept}"
+        first, best = {}, {}  # of all copies of a picture
+        for image, twin in zip(facts["image_path"], twins, strict=True):
+            first[image] = first.get(twin, image)
+        for image in sorted(first, key=worth.get, reverse=True):  # a tie keeps the order
+            if image not in reason and best.setdefault(first[image], image) != image:
+                reason[image] = f"duplicate of {best[first[image]]}"
     sizes = [(Path(root) / path).stat().st_size for path in reason]
     table = pd.DataFrame({"image_path": reason.keys(), "reason": reason.values(), "bytes": sizes})
     with atomic_path(work_folder(root) / QUARANTINE) as temporary:
@@ -119,8 +121,7 @@ def _look(path):
 def _look_alikes(codes, thumbnails):
     """Return, for each image, an earlier one that looks the same, or itself (N,).
 
-    Only images that share one of four parts of the hash are compared: nearly all pairs that differ
-    in few bits do, and comparing all with all would take hours.
+    Images that share one of four parts of the hash are compared: all with all would take hours.
     """
     seen = np.arange(len(codes))
     for part in codes.view(np.uint16).T:

@@ -30,10 +30,9 @@ RETIRED = "A newer EmotionCamera is running; run this cell again to use this one
 class EmotionCamera(anywidget.AnyWidget):
     """Show the live camera with faces, probabilities, valence and arousal under a notebook cell.
 
-    Takes a model file, a recogniser or a whole `LivePipeline`. `source` is the browser's camera
-    or "synthetic", a drawn face whose truth is shown beside the estimate. `smoothing` is in
-    seconds; 4 `max_in_flight` frames hide a slow network. Nothing starts before a click. Frames
-    are never kept, numbers are: see `history`. Only the newest camera of a kernel runs.
+    Takes a model file, a recogniser or a `LivePipeline`. `source` is "browser" or "synthetic", a
+    drawn face with its truth. `smoothing` is in seconds; 4 `max_in_flight` frames hide a slow
+    network. Frames are never kept, numbers are: `history`. Only a kernel's newest camera runs.
     """
 
     _esm = Path(__file__).with_name("camera.js")

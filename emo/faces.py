@@ -84,8 +84,7 @@ class MediaPipeFaceDetector(AbstractContextManager):
 def measure_crop_margin(faces_bgr, detector):
     """Return the margin that makes `crop_face` frame faces as these crops (H, W, 3) do.
 
-    Detects each crop in a padded copy and takes the median of how much larger the crop is than
-    its box; None when the detector finds a face in fewer than ten.
+    The median of how much larger a crop is than its box; None with fewer than ten boxes found.
     """
     margins = []
     for face in faces_bgr:

@@ -17,7 +17,7 @@ def atomic_path(path, folder=False):
 
     The temporary name keeps the suffix, because writers such as `np.save` and `cv2` look at it.
     """
-    path = Path(path)
+    path = Path(os.path.abspath(path))  # even "." has a name
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
     (temporary.mkdir if folder else temporary.touch)()  # refused here, before the work

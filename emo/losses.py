@@ -17,9 +17,8 @@ class MultiTaskLoss(NamedTuple):
 def multitask_loss(output, batch, alpha=1.0, beta=0.5):
     """Return cross-entropy and mean squared error, each over the rows that have the label.
 
-    `output` is an `EmotionOutput` (logits (B, 8), va (B, 2)); `batch["emotion"]` (B,) holds −1
-    and `batch["va"]` (B, 2) holds NaN where nobody annotated. A batch without any label of a
-    task gives 0 for that task, with zero gradients: a mean over no rows would be NaN.
+    `output` is an `EmotionOutput`; `batch["emotion"]` (B,) holds −1 and `batch["va"]` (B, 2) NaN
+    where nobody annotated. A task without any label gives 0, where a mean would give NaN.
     """
     emotion = emotion_loss(output.logits, batch["emotion"])
     va = va_loss(output.va, batch["va"])

@@ -106,9 +106,8 @@ def fit_temperature(logits, target):
 def bootstrap(statistic, rows, groups=None, rounds=1000, seed=0):
     """Return the 95 % percentile interval of `statistic(indices)` over resampled rows.
 
-    `rows` is their number. With `groups` (N,), whole groups are drawn: faces of one person are
-    not independent. `statistic` takes an index array and returns a float, or K floats as an
-    array for K intervals.
+    `rows` is their number. With `groups` (N,), whole groups are drawn: faces of one person are not
+    independent. `statistic` returns a float, or an array of K floats for K intervals.
     """
     generator, count = np.random.default_rng(seed), rows
     if groups is not None:

@@ -136,9 +136,8 @@ def predict_files(recognizer, files, detector=None):
 def create_recognizer(model_path, config_path=None, device="cpu", threads=None):
     """Open a model file by its suffix: .pth, .pt (TorchScript), .onnx or .h5 (Keras).
 
-    The config comes from `config_path`, else from inside the file, else from a
-    `model_config.json` beside it. `threads` limits the CPU threads (None = all cores).
-    Raises `EmoError` when the file is missing, damaged, unsafe or of another kind.
+    The config comes from `config_path`, else from the file, else from `model_config.json` beside
+    it. `threads`: of the CPU, None = all cores. A missing, damaged or unsafe file: `EmoError`.
     """
     path = Path(model_path)
     if path.suffix not in LOADERS:

@@ -32,7 +32,6 @@ SPLITS |= {"test": "test", "testing": "test"}
 VA = ("valence", "arousal")
 QUARANTINE = "quarantine.csv"  # in `work_folder(root)`: image_path, reason, bytes
 _AFFECTNET_2017 = {"0": "subDirectory_filePath", "6": "expression", "7": VA[0], "8": VA[1]}
-_KINDS = ("exp", "val", "aro")  # of AffectNet 2021's npy files
 _NO_EMOTION = {8: "None", 9: "Uncertain", 10: "No-Face"}  # AffectNet's expressions above 7
 _FERPLUS_PARTS = {"FER2013Train": "train", "FER2013Valid": "val", "FER2013Test": "test"}
 
@@ -40,7 +39,7 @@ _FERPLUS_PARTS = {"FER2013Train": "train", "FER2013Valid": "val", "FER2013Test":
 def read_dataset(root, layout=None, *, labels="label", class_order=None, quarantined=False):
     """Read the folder `root` in whatever layout it has and return its manifest.
 
-    `manifest.attrs["layout"]` names the layout and `manifest.attrs["report"]` is a table of how
+    `manifest.attrs["layout"]` names the layout; `pd.DataFrame(manifest.attrs["report"])` tells how
     many rows were kept and dropped, and why. `layout` forces one of `LAYOUTS`; `labels="folder"`
     takes the folder's label on the Kaggle set; `class_order` (affectnet, alphabetical, ferplus)
     says what the numbers 0–7 of folders or of a CSV mean. Images that `emo check` put into
@@ -59,12 +58,13 @@ def read_dataset(root, layout=None, *, labels="label", class_order=None, quarant
     manifest = _check_labels(_tidy(manifest), root)
     if not class_order and layout == "csv":
         _check_order(manifest, root)
-    kept = _drop_unusable(manifest, found, base, root, quarantined)
-    dropped = {why: count for why, count in kept.attrs["dropped"].items() if count}
+    kept, unlabelled = _drop_unusable(manifest, found, base, root, quarantined)
+    dropped = kept.attrs["dropped"]
     if kept.empty:
         raise EmoError(f"{root} ({layout} layout) has no usable labelled image: {dropped}")
     rows = {"kept": len(kept)} | {f"dropped: {why}": n for why, n in dropped.items()}
-    kept.attrs = {"layout": layout, "report": pd.DataFrame({"rows": pd.Series(rows)})}
+    rows |= {"in all": sum(rows.values()), "images without a label": unlabelled}
+    kept.attrs = {"layout": layout, "report": {"rows": rows}}
     return kept
 
 
@@ -94,13 +94,14 @@ def detect_layout(root):
 
 def fill_derived_va(manifest):
     """Fill empty valence/arousal from class means (weighted by votes) and mark `va_derived`."""
-    manifest, emotion = manifest.copy(), manifest["emotion"].to_numpy(int)
+    manifest, annotated = manifest.copy(), annotated_rows(manifest)
+    emotion = manifest["emotion"].to_numpy(int)
     votes = manifest.reindex(columns=PROBABILITY_COLUMNS).fillna(0.0).to_numpy(float, copy=True)
     plain = (votes.sum(axis=1) == 0) & (emotion >= 0)
     votes[plain, emotion[plain]] = 1
-    empty = manifest[list(VA)].isna().any(axis=1)
-    manifest.loc[empty, ["valence", "arousal"]] = derive_va(votes)[empty]
-    manifest["va_derived"] = (empty & manifest["valence"].notna()).astype(int)
+    derived = pd.DataFrame(derive_va(votes), manifest.index, VA)
+    manifest[list(VA)] = manifest[list(VA)].fillna(derived)
+    manifest["va_derived"] = (~annotated & manifest[list(VA)].notna().all(axis=1)).astype(int)
     return manifest
 
 
@@ -125,14 +126,17 @@ def _read_csv(base, found, options):
     else:
         table = _join(_table(p, columns).assign(split=s) for s, p in _split_csvs(base))
     if order := options["class_order"]:
-        table["emotion"] = table["emotion"].map(dict(enumerate(ids_of_order(order))))
+        numbers = pd.to_numeric(table["emotion"], errors="coerce")
+        translated = numbers.map(dict(enumerate(ids_of_order(order))))
+        table["emotion"] = translated.where(translated.notna(), table["emotion"])  # names stay
     return table
 
 
 def _read_kaggle(base, found, options):
     """Kaggle's set: a model made `label`, AffectNet the folders; `relFCs` is no confidence."""
     table = _table(base / "labels.csv", ("pth", "label"))
-    folder = pd.Series([PurePosixPath(str(path)).parent.name or None for path in table["pth"]])
+    parents = [PurePosixPath(str(path).replace("\\", "/")).parent.name for path in table["pth"]]
+    folder = pd.Series([name if is_emotion_name(name) else None for name in parents])
     names = folder if options["labels"] == "folder" else table["label"]
     manifest = pd.DataFrame({"image_path": table["pth"], "emotion": _ids(names)})
     return manifest.assign(folder_emotion=_ids(folder), relFCs=table.get("relFCs"))
@@ -156,7 +160,8 @@ def _read_ferplus(base, found, options):
     shares = counts[:, :8] / np.maximum(counts[:, :8].sum(axis=1, keepdims=True), 1)
     table[list(PROBABILITY_COLUMNS)] = shares[:, np.argsort(order)]
     names = {8: "most annotators said unknown", 9: "most annotators said not a face"}
-    return _keep(table, pd.Series(largest).map(names | {10: "the votes are missing or damaged"}))
+    names |= {10: "the votes are missing or damaged"}
+    return _keep(table, pd.Series(largest).map(names), found)
 
 
 def _read_affectnet_2017(base, found, options):
@@ -174,7 +179,7 @@ def _read_affectnet_2017(base, found, options):
         paths = [known.get(PurePosixPath(path).parts[-2:], path) for path in paths]
         tables.append(table.assign(image_path=paths, split=split, automatic=int(automatic)))
     table = _join(tables).rename(columns={"expression": "emotion"})
-    return _affectnet_rows(table[["image_path", "split", "emotion", *VA, "automatic"]])
+    return _affectnet_rows(table[["image_path", "split", "emotion", *VA, "automatic"]], found)
 
 
 def _read_affectnet_2021(base, found, options):
@@ -186,7 +191,7 @@ def _read_affectnet_2021(base, found, options):
             table = _annotations(base, part)
             paths = [images.get(i, f"{part}/images/{i}.jpg") for i in table["id"]]
             tables.append(table.assign(image_path=paths, split=split))
-    return _affectnet_rows(_join(tables).drop(columns="id"))
+    return _affectnet_rows(_join(tables).drop(columns="id"), found)
 
 
 def _annotations(base, part):
@@ -197,7 +202,9 @@ def _annotations(base, part):
     kept = work_folder(base) / f"annotations-{part}-{state}.csv"
     if not kept.is_file():
         bar = tqdm(ids, f"Reading {part}", unit="image")
-        rows = [(i, *(_number(folder / f"{i}_{kind}.npy") for kind in _KINDS)) for i in bar]
+        rows = [
+            (i, *(_number(folder / f"{i}_{k}.npy") for k in ("exp", "val", "aro"))) for i in bar
+        ]
         with atomic_path(kept) as temporary:
             pd.DataFrame(rows, columns=["id", "emotion", *VA]).to_csv(temporary, index=False)
     return pd.read_csv(kept, dtype={"id": str})
@@ -213,20 +220,21 @@ def _number(path):
         return "damaged"
 
 
-def _affectnet_rows(table):
+def _affectnet_rows(table, found):
     """Keep the eight emotions, count the other rows, and leave −2 (not annotated) empty."""
     emotion = pd.to_numeric(table["emotion"], errors="coerce")
-    for name in VA:
-        table[name] = table[name].where(pd.to_numeric(table[name], errors="coerce") != -2)
+    va = {name: table[name].where(pd.to_numeric(table[name], "coerce") != -2) for name in VA}
+    table = table.assign(**va)
     damaged = (table[list(VA)] == "damaged").any(axis=1) | ~emotion.isin(range(11))
     why = emotion.map({i: f"expression {name}" for i, name in _NO_EMOTION.items()})
-    return _keep(table, why.where(~damaged, "the annotation is missing or damaged"))
+    return _keep(table, why.where(~damaged, "the annotation is missing or damaged"), found)
 
 
-def _keep(table, why):
-    """Keep the rows without a reason to drop them; count the reasons."""
-    kept = table[why.isna()].reset_index(drop=True)
+def _keep(table, why, found=()):
+    """Keep the rows without a reason to drop them; count the reasons, and the images dropped."""
+    kept, images = table[why.isna()].reset_index(drop=True), table["image_path"][why.notna()]
     kept.attrs["dropped"] = why.value_counts().to_dict()
+    kept.attrs["dropped_images"] = int(images.drop_duplicates().isin(found).sum())
     return kept
 
 
@@ -241,7 +249,7 @@ def _read_folders(base, found, options):
     table = pd.DataFrame(rows, columns=["image_path", "emotion", "split"])
     folders = [PurePosixPath(path).parent.name or "." for path in table["image_path"]]
     why = "folder is named after no emotion: " + pd.Series(folders, dtype=object)
-    return _keep(table, why.where(table["emotion"].isna()))
+    return _keep(table, why.where(table["emotion"].isna()), found)
 
 
 LAYOUTS = {"csv": _read_csv, "kaggle": _read_kaggle, "ferplus": _read_ferplus}
@@ -252,7 +260,7 @@ LAYOUTS |= {"folders": _read_folders}
 def _folder_emotion(name, class_order, base):
     if is_emotion_name(name):
         return emotion_id(name)
-    if not (name.isdigit() and int(name) < 8):
+    if not (name.isdecimal() and int(name) < 8):
         return None
     if class_order is None:
         fault = f"{base} has folders named by number, and data sets differ in what {name} means"
@@ -265,15 +273,15 @@ def _base(root):
     entries = [e for e in sorted(root.iterdir()) if not e.name.startswith((".", "__MACOSX"))]
     if (root / "train" / "labels.csv").is_file():
         return root / "train"
-    if len(entries) == 1 and entries[0].is_dir() and not is_emotion_name(entries[0].name):
-        return _base(entries[0])
-    return root
+    name = entries[0].name if len(entries) == 1 and entries[0].is_dir() else "several"
+    ours = name in (*_FERPLUS_PARTS, "train_set", "val_set", "several") or is_emotion_name(name)
+    return root if ours else _base(entries[0])
 
 
 def _image_paths(base):
     """List the images below `base` as relative POSIX paths, sorted; hidden ones are left out."""
     found = []
-    for folder, folders, names in os.walk(base):
+    for folder, folders, names in os.walk(base, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         start = Path(folder).relative_to(base).as_posix() + "/"
         start = "" if start == "./" else start
@@ -285,7 +293,7 @@ def _image_paths(base):
 def _class_folders(base):
     names = [p.name for p in base.glob("*/") if p.is_dir()]
     names += [p.name for p in base.glob("*/*/") if p.parent.name.lower() in SPLITS]
-    return [n for n in names if is_emotion_name(n) or (n.isdigit() and int(n) < 8)]
+    return [n for n in names if is_emotion_name(n) or (n.isdecimal() and int(n) < 8)]
 
 
 def _split_csvs(base):
@@ -297,8 +305,9 @@ def _split_csvs(base):
 def _affectnet_2017_lists(base):
     for path in sorted([*base.glob("*.csv"), *base.glob("*file_lists/*.csv")]):
         first = _header(path)
-        if "subDirectory_filePath" in first or any("/" in c and "." in c for c in first):
-            yield path, "val" if "valid" in path.stem.lower() else "train"
+        rows = len(first) >= 6 and any("/" in c and "." in c for c in first)  # without a header
+        if "subDirectory_filePath" in first or rows:
+            yield path, "val" if "val" in path.stem.lower() else "train"
 
 
 def _header(path):
@@ -330,6 +339,8 @@ def _table(path, columns, header=0):
         reason = " ".join(str(error).split())
         raise EmoError(f"{path} is not readable as CSV ({reason}); export it again") from error
     table.columns = [str(c).strip() for c in table.columns]
+    if not table.columns.is_unique:
+        raise EmoError(f"{path} names a column twice: {', '.join(table)}")
     if missing := ", ".join(sorted(set(columns) - set(table))):
         raise EmoError(f"{path} lacks the columns {missing}; it has {', '.join(table)}")
     return table
@@ -348,7 +359,8 @@ def _tidy(manifest):
     numbers = pd.to_numeric(manifest["emotion"], errors="coerce")
     manifest["emotion"] = numbers.fillna(_ids(manifest.loc[numbers.isna(), "emotion"]))
     if "split" in manifest:
-        manifest["split"] = manifest["split"].fillna("").astype(str)
+        words = manifest["split"].fillna("").astype(str).str.strip()
+        manifest["split"] = words.map(lambda word: SPLITS.get(word.lower(), word))
     first = ["image_path", "emotion", *VA]
     return manifest[first + [c for c in manifest.columns if c not in first]]
 
@@ -393,8 +405,7 @@ def _check_order(manifest, root):
 def _drop_unusable(manifest, found, base, root, quarantined):
     """Drop rows without an image, listed twice or in quarantine; make paths relative to `root`."""
     dropped, found = manifest.attrs.get("dropped", {}), set(found)
-    unlabelled = len(found - set(manifest["image_path"]))
-    unlabelled -= min(unlabelled, sum(dropped.values()))  # counted already
+    unlabelled = len(found - set(manifest["image_path"])) - manifest.attrs.get("dropped_images", 0)
     why = pd.Series(None, manifest.index, dtype=object)
     why[manifest["image_path"].duplicated()] = "listed twice"
     why[~manifest["image_path"].isin(found)] = "image file is missing"
@@ -402,12 +413,12 @@ def _drop_unusable(manifest, found, base, root, quarantined):
         within = f"{base.relative_to(root).as_posix()}/"
         manifest = manifest.assign(image_path=within + manifest["image_path"])
     if not quarantined and (path := work_folder(root) / QUARANTINE).is_file():
-        listed = pd.read_csv(path).set_index("image_path")
+        listed = _table(path, ("image_path", "reason", "bytes")).set_index("image_path")
         listed = listed[listed.index.isin(manifest["image_path"][why.isna()])]
         # An image that was replaced since, and so has another size, gets a new chance.
         same = [(root / image).stat().st_size == size for image, size in listed["bytes"].items()]
         reasons = ("in quarantine: " + listed["reason"][same].astype(object)).to_dict()
-        why = why.fillna(manifest["image_path"].map(reasons))
+        why = why.where(why.notna(), manifest["image_path"].map(reasons))
     kept = _keep(manifest, why)
-    kept.attrs["dropped"] |= dropped | {"image without a label": unlabelled}
-    return kept
+    kept.attrs["dropped"] |= {why: count for why, count in dropped.items() if count}
+    return kept, unlabelled

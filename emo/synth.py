@@ -21,9 +21,9 @@ PROTOTYPES = {name: FACE["prototypes"][name] for name in EMOTIONS}
 def sample(emotion=None, *, seed, identity=None, frontal=False):
     """Draw the parameters of one face: a flat dict of numbers and one string, `group`.
 
-    `emotion` is a name or an AffectNet id 0–7, `identity` the number of a person; both are drawn
-    where they are None. `frontal` leaves out large turns, occlusion and heavy blur. Valence and
-    arousal, in [−1, 1], are the class mean times the intensity plus honest noise.
+    `emotion` (a name or an AffectNet id 0–7) and `identity` (a number) are drawn where they are
+    None; `frontal`: no large turns, occlusion or heavy blur. Valence and arousal in [−1, 1] are
+    the class mean times the intensity plus honest noise.
     """
     rng = np.random.default_rng([seed, 1])
     if emotion is None:

@@ -95,10 +95,7 @@ def fit(config, *, resume=False, on_epoch=None):
 
 
 def load_data(config, folder=None):
-    """Read, split and pack the data of a config; return (FaceDataset, colour).
-
-    A manifest that the run folder holds is taken as it is: its split never changes.
-    """
+    """Read, split and pack a config's data (or its run's manifest): (FaceDataset, colour)."""
     return _pack(config, _load_manifest(config, folder))
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from emo.audit import audit, class_table, summarise, write_quarantine
 from emo.dataset import decode, pack_images, split_manifest
+from emo.errors import EmoError
 from emo.files import work_folder
 from emo.sources import QUARANTINE, read_dataset
 
@@ -91,7 +92,7 @@ def test_quarantine_is_skipped_everywhere_and_counts_add_up(small):
     assert len(kept) == 5
     report = kept.attrs["report"]["rows"]
     assert report["dropped: in quarantine: not an image"] == 1
-    assert report.sum() == 8
+    assert report["in all"] == 8
     assert len(read_dataset(root, quarantined=True)) == 8
     assert (root / "tiny.png").is_file()  # nothing was deleted
     noise(root / "text.png", np.random.default_rng(5))  # replaced by a good one
@@ -112,6 +113,29 @@ def test_of_duplicates_the_one_in_the_test_part_is_kept(small):
     write_quarantine(kept, again, root)  # a later check that finds nothing empties the list
     assert pd.read_csv(work_folder(root) / QUARANTINE).empty
     assert len(read_dataset(root)) == 8
+
+
+def test_of_many_copies_exactly_one_stays(tmp_path):
+    generator = np.random.default_rng(0)
+    for name in ("a", "b"):
+        noise(tmp_path / f"{name}1.png", generator)
+        for i in (2, 3):
+            shutil.copy(tmp_path / f"{name}1.png", tmp_path / f"{name}{i}.png")
+    names = [f"{name}{i}.png" for name in "ab" for i in (1, 2, 3)]
+    manifest = pd.DataFrame({"image_path": names, "emotion": 1, "valence": np.nan})
+    manifest["split"] = ["train", "val", "test", "train", "test", "test"]
+    manifest["arousal"] = np.nan
+    listed = write_quarantine(manifest, audit(manifest, tmp_path), tmp_path, duplicates=True)
+    assert set(names) - set(listed["image_path"]) == {"a3.png", "b2.png"}
+
+
+def test_an_edited_quarantine_list_gets_one_sentence(small):
+    root, manifest = small
+    write_quarantine(manifest, audit(manifest, root), root)
+    path = work_folder(root) / QUARANTINE
+    path.write_text(path.read_text().replace(",", ";"))
+    with pytest.raises(EmoError, match="quarantine.csv lacks the columns"):
+        read_dataset(root)
 
 
 def test_250_mutated_images_are_found_or_readable(faces, tmp_path):

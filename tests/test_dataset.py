@@ -65,6 +65,15 @@ def test_official_parts_are_kept_and_val_comes_out_of_train():
         split_manifest(manifest.assign(split="dev"))
 
 
+def test_an_open_row_follows_the_official_part_of_its_group():
+    manifest = table(groups=100)
+    manifest["split"] = ""
+    manifest.loc[:99, "split"] = "test"
+    split = split_manifest(manifest)
+    assert (split["split"][:100] == "test").all()
+    assert split.groupby("group")["split"].nunique().max() == 1
+
+
 def test_an_official_validation_part_alone_becomes_the_test_part():
     manifest = table().assign(split=["val"] * 100 + ["train"] * 900)
     split = split_manifest(manifest)["split"]
@@ -118,6 +127,21 @@ def test_an_interrupted_pack_goes_on_where_it_stopped(faces, monkeypatch, tmp_pa
     assert kept.attrs["unreadable"] == [manifest["image_path"][3]]
     whole, _, _ = pack_images(manifest.iloc[::-1], root, 32)  # another order: packed in one go
     assert np.array_equal(images[np.arange(len(kept))], whole[np.arange(len(kept))[::-1]])
+
+
+def test_a_deleted_pack_leaves_nothing_that_misleads_the_next(faces, monkeypatch, tmp_path):
+    root = shutil.copytree(faces, tmp_path / "faces", ignore=shutil.ignore_patterns(".emo"))
+    manifest = read_dataset(root)
+    whole = np.array(pack_images(manifest, root, 32)[0])
+    next((root / ".emo").glob("*.npy")).unlink()
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(dataset, "decode", interrupt)
+        pack_images(manifest, root, 32)
+    assert np.array_equal(pack_images(manifest, root, 32)[0], whole)
 
 
 def test_without_a_pack_the_same_faces_come(faces, tmp_path):

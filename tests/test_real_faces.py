@@ -94,7 +94,8 @@ def test_kaggle_layout(real_faces, work, face_model, capsys):
     assert "label and folder disagree" in printed
     emo(
         *("train", "--data-dir", work / "kaggle", "--no-pretrained", "--image-size", 64),
-        *("--epochs", 3, "--output-dir", work / "kaggle-run"),
+        *("--epochs", 8, "--batch-size", 32, "--recipe", "strong"),  # 1,349 faces are few
+        *("--output-dir", work / "kaggle-run"),
     )
     emo("evaluate", "--run", work / "kaggle-run")
     numbers = read_json(work / "kaggle-run" / "metrics.json")
