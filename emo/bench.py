@@ -37,7 +37,7 @@ def bench_data(count=600, rows=400_000, size=224, packed_size=64):
     with tempfile.TemporaryDirectory() as folder:
         seconds, megabytes = _read_large(Path(folder) / "large", rows)
         root = synth.write_dataset(Path(folder) / "faces", count, seed=0, size=size)
-        manifest = read_dataset(root).sample(4 * count, replace=True, random_state=0)
+        manifest = read_dataset(root).sample(16 * count, replace=True, random_state=0)
         paths = [str(root / path) for path in manifest["image_path"]]
 
         def decode_all():  # in chunks: single images cost more in handing over than they take
