@@ -67,7 +67,7 @@ class Live:
 
     def press(self, key):
         self.xdotool("windowfocus", "--sync", self.window, "key", key)
-        time.sleep(0.7)
+        time.sleep(1.5)  # of two keys during one slow frame, OpenCV reports only the last
 
     def screenshot(self):
         """Press s and return the picture that was written."""
@@ -117,6 +117,7 @@ def test_keys_of_the_window(live):
     picture = demo.screenshot()
     assert is_dark(picture, BARS) and not is_dark(picture, PLANE)
     demo.press("v")
+    assert is_dark(demo.screenshot(), PLANE)
     demo.press("p")
     picture = demo.screenshot()
     assert not is_dark(picture, BARS) and is_dark(picture, PLANE)
