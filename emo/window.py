@@ -80,7 +80,7 @@ def film_writer(path, fps, codec=None):
 
         def write(frame_bgr):
             size = frame_bgr.shape[1::-1]
-            with quiet_stderr():  # OpenCV notes that WebM has no such tag, and writes it
+            with nullcontext() if film.isOpened() else quiet_stderr():  # WebM has no such tag
                 if not film.isOpened() and not film.open(str(temporary), code, fps, size):
                     raise EmoError(f"this OpenCV cannot write such a film to {path}")
             film.write(frame_bgr)
