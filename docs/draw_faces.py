@@ -8,23 +8,24 @@ import numpy as np
 from emo import synth
 from emo.emotions import EMOTIONS
 
-PEOPLE = (3, 16, 10, 22, 12, 47)  # one row each; a person is a number, so the sheet is reproducible
+# A person is a number, so the sheet is reproducible.
+PEOPLE = (47, 10, 33, 27, 28, 16, 13, 39, 37, 2)
 
 
-def sheet(size=150):
-    """Return the BGR sheet: a row a person, a column an emotion, in AffectNet's order."""
+def sheet(size=112):
+    """Return the BGR sheet: a row an emotion, in AffectNet's order, and a column a person."""
     rows = []
-    for person in PEOPLE:
+    for i, name in enumerate(EMOTIONS):
+        label = np.full((size, 96, 3), 255, np.uint8)
+        place = (6, size // 2 + 6)
+        cv2.putText(label, name, place, cv2.FONT_HERSHEY_SIMPLEX, 0.55, (0, 0, 0), 1, cv2.LINE_AA)
         faces = [
             synth.sample(name, seed=1000 * person + i, identity=person, frontal=True)
-            for i, name in enumerate(EMOTIONS)
+            for person in PEOPLE
         ]
-        rows.append(np.hstack([synth.render(face | {"scale": 0.66}, size) for face in faces]))
-    strip = np.full((26, rows[0].shape[1], 3), 255, np.uint8)
-    for i, name in enumerate(EMOTIONS):
-        place = (i * size + 8, 18)
-        cv2.putText(strip, name, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
-    return np.vstack([strip, *rows])
+        pictures = [synth.render(face | {"scale": 0.66}, size) for face in faces]
+        rows.append(np.hstack([label, *pictures]))
+    return np.vstack(rows)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import cv2
 import pandas as pd
 import tyro
 from matplotlib.figure import Figure
+from tqdm.auto import tqdm
 from tyro.conf import Positional
 
 from emo import evaluation
@@ -25,9 +26,9 @@ from emo.live import LivePipeline, draw_overlay
 from emo.plots import plot_classes
 from emo.recognize import create_recognizer, predict_files
 from emo.sources import QUARANTINE, read_dataset
-from emo.synth import write_dataset
+from emo.synth import animate, write_dataset
 from emo.train import TrainConfig, fit
-from emo.window import Camera, run_live
+from emo.window import Camera, film_writer, run_live
 
 
 def arg(kind, text, **options):
@@ -62,13 +63,21 @@ def download(
 
 
 def synth(
-    dest: arg(str, "New folder for the faces."),
+    dest: arg(str, "New folder for the faces, or a .webm or .mp4 film of one that moves."),
     count: arg(int, "How many.") = 2000,
     seed: arg(int, "The same seed gives the same bytes.") = 0,
     size: arg(int, "Pixels a side.") = 96,
     frontal: Frontal = False,
 ):
     """Draw synthetic faces with true emotion, valence and arousal."""
+    if Path(dest).suffix in (".mp4", ".webm"):
+        truths = []
+        with film_writer(dest, fps=15) as write:
+            for frame, truth in tqdm(animate(fps=15, seed=seed), "filming", 180, unit="frame"):
+                write(frame)
+                truths.append(truth)
+        pd.DataFrame(truths).to_csv(Path(dest).with_suffix(".csv"), index=False)
+        return print(f"wrote {dest} and, for each of its {len(truths)} frames, the truth as .csv")
     write_dataset(dest, count, seed=seed, size=size, frontal=frontal)
     _describe(read_dataset(dest), dest)
 

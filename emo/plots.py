@@ -2,13 +2,9 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 
 from emo.emotions import CLASS_MEAN_VA, COLOURS, EMOTIONS
 
-CURVES = {"train_loss": "train loss", "val_loss": "val loss", "val_macro_f1": "val macro F1"}
-CURVES |= {f"val_ccc_{name}": f"val CCC {name}" for name in ("valence", "arousal")}
-CURVE_COLOURS = "#7f7f7f #000000 #0072B2 #E69F00 #009E73".split()
 # Where Russell (1980) puts these words, as (valence, arousal).
 CIRCUMPLEX = {"excited": (0.62, 0.68), "content": (0.78, -0.35), "calm": (0.45, -0.78)}
 CIRCUMPLEX |= {"bored": (-0.45, -0.80), "gloomy": (-0.80, -0.38), "tense": (-0.45, 0.90)}
@@ -83,17 +79,6 @@ def plot_va_scatter(target, predicted, ax=None, name="valence", ccc=None):
     title = name if ccc is None else f"{name}: CCC {ccc:.2f}"
     ax.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal", title=title)
     ax.set(xlabel=f"annotated {name}", ylabel=f"predicted {name}")
-    return ax
-
-
-def plot_history(history, ax=None):
-    """Draw losses and validation scores of a training history, one curve each."""
-    ax, curves = ax or plt.gca(), history.set_index("epoch").rename(columns=CURVES)
-    curves = curves[list(CURVES.values())].dropna(axis=1, how="all")  # not what was not scored
-    curves.plot(ax=ax, marker="o", color=dict(zip(CURVES.values(), CURVE_COLOURS, strict=True)))
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set(xlabel="epoch", ylim=(0, None))
-    ax.legend(frameon=False, fontsize=8)
     return ax
 
 

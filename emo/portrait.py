@@ -34,7 +34,7 @@ def render(parameters, size=224):
     image = _background(p, shape, camera, rng)
     keep = cv2.cvtColor(255 - head[..., 3], cv2.COLOR_GRAY2BGR)
     image = cv2.add(cv2.multiply(image, keep, scale=1 / 255), head[..., :3])
-    return _expose(p, image, camera, rng)
+    return _expose(p, image, rng)
 
 
 def true_box(parameters, size=224):
@@ -52,7 +52,7 @@ def _bgr(palette, number):
 
 def _skin(p):
     """Return the skin's BGR: Monk's swatch, lightened as a camera's automatic exposure does."""
-    return 255 * (_bgr("skin", p["skin_tone"] - 1) / 255) ** 0.82 * (0.86, 0.94, 1.02)
+    return 255 * (_bgr("skin", p["skin_tone"] - 1) / 255) ** 0.74 * (0.84, 0.94, 1.04)
 
 
 @lru_cache
@@ -187,13 +187,8 @@ def _background(p, shape, camera, rng):
     return canvas.image
 
 
-def _expose(p, image, camera, rng):
-    """Hide a part of the picture, blur it, add noise and compress it."""
-    if p["occlusion"]:
-        spot = np.random.default_rng(p["occlusion"])
-        centre = camera.project(spot.uniform((-0.7, -0.5), (0.7, 0.9))[None])[0]
-        axes, angle = 2 * camera.scale * spot.uniform(0.15, 0.4, 2), float(spot.uniform(0, 180))
-        cv2.ellipse(image, (centre, axes, angle), spot.uniform(20, 220, 3), -1, cv2.LINE_AA)
+def _expose(p, image, rng):
+    """Blur the picture, add noise and compress it."""
     if p["blur"] > 0.25:
         image = cv2.GaussianBlur(image, (0, 0), p["blur"] * image.shape[0] / 96)
     if p["noise"]:
@@ -276,6 +271,10 @@ def _draw_head(canvas, p):
         _draw_glasses(canvas, p)
     if style != _BALD:
         _draw_hair(canvas, p, cover, skin, rng)
+    if p["occlusion"]:
+        edge = np.array(list(FACE["covers"].values())[p["occlusion"] - 1]) * (p["head_width"], 1)
+        colour = 4 if p["occlusion"] == 3 else (p["clothes"] + 7) % 10  # glasses are dark
+        canvas.fill(_whole(edge), _bgr("cloth", colour))
 
 
 def _draw_mouth(canvas, p, points, skin):

@@ -1,11 +1,11 @@
 """Faces drawn from facial action units, with true labels. Explained in notebooks/02."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
+from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from emo.emotions import CLASS_MEAN_VA, EMOTIONS, emotion_id
@@ -14,6 +14,7 @@ from emo.files import atomic_path
 from emo.portrait import FACE, render, true_box
 
 ACTION_UNITS = tuple(FACE["action_units"])
+COVERS = tuple(FACE["covers"])  # what may hide a part of the face: `occlusion` 1, 2 and 3
 # Emotion: action unit, how often it is part of the display, how strong it then is.
 PROTOTYPES = {name: FACE["prototypes"][name] for name in EMOTIONS}
 
@@ -37,7 +38,7 @@ def sample(emotion=None, *, seed, identity=None, frontal=False):
     face |= _sample_expression(int(emotion), rng) | _sample_person(identity)
     rng = np.random.default_rng([seed, 2])  # the picture tells nothing about the emotion
     face |= _draw_from(FACE["picture"], rng)
-    face["occlusion"] = 0 if rng.random() > 0.08 else int(rng.integers(1, 10**6))
+    face["occlusion"] = int(rng.choice(1 + len(COVERS), p=(0.91, 0.03, 0.03, 0.03)))  # 0: nothing
     if frontal:
         face |= {n: 0.4 * face[n] for n in "yaw pitch roll blur noise".split()} | {"occlusion": 0}
     face |= {"jpeg": int(rng.integers(60, 96)), "background": int(rng.integers(10**6))}
@@ -63,10 +64,12 @@ def write_dataset(dest, count, seed=0, size=96, frontal=False):
         (folder / path).write_bytes(image.tobytes())
         return {"image_path": path} | face
 
-    with atomic_path(dest, folder=True) as folder, ThreadPoolExecutor(2) as pool:
+    with atomic_path(dest, folder=True) as folder:
         (folder / "images").mkdir()
-        # Threads: OpenCV releases the lock, and new processes are trouble in notebooks.
-        rows = tqdm(pool.map(write, range(count)), "drawing faces", count, unit="face")
+        # All cores; a few faces are drawn before another process has started.
+        pool = Parallel(-1 if count > 400 else 1, batch_size=16, return_as="generator")
+        rows = pool(delayed(write)(index) for index in range(count))
+        rows = tqdm(rows, "drawing faces", count, unit="face")
         first = ["image_path", "emotion", "valence", "arousal", "group", "skin_tone"]
         pd.DataFrame(list(rows)).set_index(first).to_csv(folder / "labels.csv")
     return dest

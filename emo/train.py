@@ -22,7 +22,7 @@ from emo.errors import EmoError
 from emo.faces import DEFAULT_MARGIN, MediaPipeFaceDetector, measure_crop_margin
 from emo.files import atomic_path, read_json, write_json
 from emo.losses import multitask_loss
-from emo.model import EmotionOutput, create_model, load_torch, save_weights
+from emo.model import EmotionOutput, create_model, load_model, load_torch, save_weights
 from emo.recognize import EmotionPreprocessor
 from emo.sources import annotated_rows, fill_derived_va, read_dataset, va_state
 
@@ -45,6 +45,7 @@ class TrainConfig:
     output_dir: str = "outputs/run1"  # folder of this run: a new one, or the same run to resume
     backbone: str = "resnet18"  # resnet18, mobilenet_v2 or any torchvision classifier
     pretrained: bool = True  # start from ImageNet weights: better, but they must be fetched once
+    weights: str | None = None  # start from this model file instead, such as another run's
     image_size: int = 224  # pixels a side; 224 is what ImageNet weights expect, 64 is 12× faster
     epochs: int = 50  # at most; the classic recipe ends after 10 epochs without progress
     batch_size: int = 64  # fits a 4 GB GPU at 224 pixels
@@ -145,7 +146,10 @@ class _Run:
             fault = f"batch size {size} is larger than the {images} training images"
             raise EmoError(f"{fault}; use --batch-size {max(2, images // 4)}")
         self.va = va_state(self.train_part.manifest) if config.beta else "none"
-        self.network = create_model(config.backbone, pretrained=config.pretrained)
+        if config.weights:
+            self.network = load_model(config.weights)
+        else:
+            self.network = create_model(config.backbone, pretrained=config.pretrained)
         self.network.to(memory_format=torch.channels_last)
         self.average = AveragedModel(self.network, multi_avg_fn=_average, use_buffers=True)
         self.average.to(accelerator.device)
@@ -283,6 +287,9 @@ def _check(config):
     for name, lowest in least.items():
         if not getattr(config, name) >= lowest:  # NaN is refused, too
             raise EmoError(f"{name} is {getattr(config, name)}; expected {lowest} or more")
+    other = load_model(config.weights).config["backbone"] if config.weights else config.backbone
+    if other != config.backbone:
+        raise EmoError(f"{config.weights} holds a {other}; use --backbone {other} to start from it")
 
 
 def _open_run(config, resume):

@@ -5,10 +5,14 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from functools import partial
 
+import pandas as pd
 import pytest
 
+from emo import cli, synth
 from emo.cli import main
+from emo.window import Camera
 
 
 def fails(capsys, *args):
@@ -91,3 +95,14 @@ def test_check_reports_and_fills_the_quarantine(capsys, faces, tmp_path):
     assert "1 images in quarantine" in capsys.readouterr().out
     main(["synth", "--dest", str(tmp_path / "new"), "--count", "8"])
     assert re.search(r"in all +8", capsys.readouterr().out)
+
+
+def test_synth_films_a_face_with_its_truth(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "animate", partial(synth.animate, seconds=2, size=(120, 160)))
+    main(["synth", "--dest", str(tmp_path / "face.webm")])
+    truth = pd.read_csv(tmp_path / "face.csv")
+    with Camera(tmp_path / "face.webm") as film:
+        frames = list(film)
+    assert len(frames) == len(truth) == 30 and frames[0][0].shape == (120, 160, 3)
+    assert set(truth["emotion"]) == set(range(8))
+    assert [time for _, time in frames] == pytest.approx(truth["time"].tolist(), abs=0.01)

@@ -3,7 +3,6 @@ import matplotlib
 matplotlib.use("Agg")
 
 import numpy as np
-import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
@@ -43,12 +42,8 @@ def test_mosaic(ax):
     assert ax.images[0].get_array().shape == (12, 16, 3)
 
 
-def test_scatter_history_and_reliability(ax):
+def test_scatter_and_reliability(ax):
     plots.plot_va_scatter([0, 1], [0.1, 0.9], ax, "arousal", ccc=0.5)
     assert ax.get_title() == "arousal: CCC 0.50"
-    history = pd.DataFrame({"epoch": [1, 2], "train_loss": [2, 1], "val_loss": [2, 1.5]})
-    history[["val_macro_f1", "val_ccc_valence", "val_ccc_arousal"]] = [[0.1, np.nan, np.nan]] * 2
-    second = plots.plot_history(history, Figure().subplots())
-    assert len(second.lines) == 3  # no curve of what was not scored
-    third = plots.plot_reliability([3, 0], [0.6, 0], [0.5, 0], Figure().subplots())
-    assert third.collections[0].get_offsets().tolist() == [[0.6, 0.5]]
+    second = plots.plot_reliability([3, 0], [0.6, 0], [0.5, 0], Figure().subplots())
+    assert second.collections[0].get_offsets().tolist() == [[0.6, 0.5]]

@@ -97,6 +97,16 @@ def test_a_finished_run_is_not_trained_again(run, config):
     assert (run / "last.pth").stat().st_mtime_ns == before
 
 
+def test_a_run_can_start_from_the_weights_of_another(run, config, tmp_path):
+    weights, new = str(run / "best_model.pth"), str(tmp_path / "run")
+    fit(dataclasses.replace(config, output_dir=new, epochs=1, learning_rate=1e-9, weights=weights))
+    before, after = (load_model(path) for path in (weights, f"{new}/best_model.pth"))
+    for one, two in zip(before.parameters(), after.parameters(), strict=True):
+        assert torch.allclose(one, two, atol=1e-5)
+    with pytest.raises(EmoError, match="holds a resnet18; use --backbone resnet18"):
+        fit(dataclasses.replace(config, backbone="mobilenet_v2", weights=weights))
+
+
 def test_ctrl_c_keeps_the_best_model(config, tmp_path):
     def interrupt(history):
         raise KeyboardInterrupt
