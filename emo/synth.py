@@ -38,7 +38,7 @@ def sample(emotion=None, *, seed, identity=None, frontal=False):
     face |= _sample_expression(int(emotion), rng) | _sample_person(identity)
     rng = np.random.default_rng([seed, 2])  # the picture tells nothing about the emotion
     face |= _draw_from(FACE["picture"], rng)
-    face["occlusion"] = int(rng.choice(1 + len(COVERS), p=(0.91, 0.03, 0.03, 0.03)))  # 0: nothing
+    face["occlusion"] = int(rng.choice(1 + len(COVERS), p=(0.94, 0.02, 0.02, 0.02)))  # 0: nothing
     if frontal:
         face |= {n: 0.4 * face[n] for n in "yaw pitch roll blur noise".split()} | {"occlusion": 0}
     face |= {"jpeg": int(rng.integers(60, 96)), "background": int(rng.integers(10**6))}
