@@ -58,15 +58,12 @@ def plot_va_plane(ax=None, class_means=True, derived=False):
 
 def plot_confusion(matrix, ax=None):
     """Draw a confusion matrix (8, 8): counts as text, share of the true class as shade."""
-    ax = ax or plt.gca()
-    matrix = np.asarray(matrix)
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(matrix):
-        colour = "white" if shares[row, column] > 0.5 else "black"
-        ax.annotate(str(count), (column, row), ha="center", va="center", color=colour, fontsize=8)
-    ax.set_xticks(range(len(EMOTIONS)), EMOTIONS, rotation=45, ha="right")
-    ax.set_yticks(range(len(EMOTIONS)), EMOTIONS)
+    from seaborn import heatmap  # here, because it takes a second
+
+    shares = matrix / np.maximum(np.sum(matrix, axis=1, keepdims=True), 1)
+    style = {"annot": matrix, "fmt": "d", "annot_kws": {"size": 8}, "cbar": False, "square": True}
+    names = {"xticklabels": EMOTIONS, "yticklabels": EMOTIONS}
+    ax = heatmap(shares, vmin=0, vmax=1, cmap="Blues", ax=ax, **style, **names)
     ax.set(xlabel="predicted", ylabel="true")
     return ax
 

@@ -56,7 +56,7 @@ def _is_progress_bar(output):
     widget = output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
     text = output.get("data", {}).get("text/plain", "")
     if widget is not None and text.startswith("VBox("):
-        output["data"]["text/plain"] = "(buttons to click, in the opened notebook)"
+        output["data"]["text/plain"] = "(controls to use, in the opened notebook)"
     return widget is not None and "%|" in text
 
 
