@@ -125,6 +125,23 @@ def test_contempt_shows_on_one_side(unit):
     assert right[:, :112].sum() > 0.85 * right.sum()
 
 
+@pytest.mark.parametrize(
+    ("cover", "unit"), [("mask", "AU15"), ("headband", "AU1"), ("sunglasses", "AU43")]
+)
+def test_covers_hide_their_part_of_the_face(cover, unit):
+    open_energy, _ = change(**{unit: 1.0})
+    hidden = {"occlusion": 1 + synth.COVERS.index(cover)}
+    before, after = (synth.render(plain_face(**hidden, **{unit: v})) for v in (0.0, 1.0))
+    assert np.square(after.astype(float) - before).sum() < 0.05 * open_energy.sum()
+
+
+def test_few_faces_are_covered():
+    covers = [synth.sample(seed=seed)["occlusion"] for seed in range(600)]
+    assert set(covers) == set(range(1 + len(synth.COVERS)))
+    assert 0.02 < np.count_nonzero(covers) / 600 < 0.12
+    assert not synth.sample(seed=covers.index(1), frontal=True)["occlusion"]
+
+
 def test_the_true_box_follows_the_face():
     x, y, width, height = synth.true_box(plain_face())
     assert abs(height - 0.6 * 224) < 12 and 0.8 < width / height < 1.4
