@@ -1,4 +1,4 @@
-"""The commands: `python -m emo download | synth | check | train | evaluate | export | …`."""
+"""Multi-task facial emotion recognition: train, evaluate, export, run live."""
 
 import json
 import sys
@@ -75,8 +75,9 @@ def synth(
         with film_writer(dest, fps=15) as write:
             for frame, truth in tqdm(animate(fps=15, seed=seed), "filming", 180, unit="frame"):
                 write(frame)
-                truths.append(truth)
-        pd.DataFrame(truths).to_csv(Path(dest).with_suffix(".csv"), index=False)
+                box = dict(zip(("x", "y", "width", "height"), truth.pop("bbox"), strict=True))
+                truths.append(truth | box)
+        pd.DataFrame(truths).round(3).to_csv(Path(dest).with_suffix(".csv"), index=False)
         return print(f"wrote {dest} and, for each of its {len(truths)} frames, the truth as .csv")
     write_dataset(dest, count, seed=seed, size=size, frontal=frontal)
     _describe(read_dataset(dest), dest)
@@ -196,7 +197,6 @@ def bench(what: arg(Positional[Literal["all", *BENCHES]], "Which measurement.") 
 
 
 COMMANDS = (download, synth, check, train, evaluate, export, predict, live, bench)
-ABOUT = "Multi-task facial emotion recognition: train, evaluate, export, run live."
 
 
 def main(args=None):
@@ -204,7 +204,7 @@ def main(args=None):
     try:
         commands = {function.__name__: function for function in COMMANDS}
         options = {"prog": "emo", "args": args, "config": (tyro.conf.OmitArgPrefixes,)}
-        tyro.extras.subcommand_cli_from_dict(commands, description=ABOUT, **options)
+        tyro.extras.subcommand_cli_from_dict(commands, description=__doc__, **options)
     except EmoError as error:
         _stop(error)
     except OSError as error:  # a full disk, a read-only folder
