@@ -64,21 +64,23 @@ def download(
 
 def synth(
     dest: arg(str, "New folder for the faces, or a .webm or .mp4 film of one that moves."),
-    count: arg(int, "How many.") = 2000,
+    count: arg(int, "How many faces; a film takes no notice of it.") = 2000,
     seed: arg(int, "The same seed gives the same bytes.") = 0,
     size: arg(int, "Pixels a side.") = 96,
     frontal: Frontal = False,
 ):
     """Draw synthetic faces with true emotion, valence and arousal."""
-    if Path(dest).suffix in (".mp4", ".webm"):
-        truths = []
+    if Path(dest).suffix.lower() in (".mp4", ".webm"):
+        truths, table = [], Path(dest).with_suffix(".csv")
+        if Path(dest).exists() or table.exists():
+            raise EmoError(f"{dest} or {table} exists already; give another name")
         with film_writer(dest, fps=15) as write:
             for frame, truth in tqdm(animate(fps=15, seed=seed), "filming", 180, unit="frame"):
                 write(frame)
                 box = dict(zip(("x", "y", "width", "height"), truth.pop("bbox"), strict=True))
                 truths.append(truth | box)
-        pd.DataFrame(truths).round(3).to_csv(Path(dest).with_suffix(".csv"), index=False)
-        return print(f"wrote {dest} and, for each of its {len(truths)} frames, the truth as .csv")
+            pd.DataFrame(truths).round(3).to_csv(table, index=False)
+        return print(f"wrote {dest} and, for each of its {len(truths)} frames, the truth: {table}")
     write_dataset(dest, count, seed=seed, size=size, frontal=frontal)
     _describe(read_dataset(dest), dest)
 

@@ -271,7 +271,7 @@ def _draw_head(canvas, p):
         _draw_glasses(canvas, p)
     if style != _BALD:
         _draw_hair(canvas, p, cover, skin, rng)
-    if p["occlusion"]:
+    if 0 < p["occlusion"] <= len(FACE["covers"]):  # older data sets hold other numbers
         edge = np.array(list(FACE["covers"].values())[p["occlusion"] - 1]) * (p["head_width"], 1)
         colour = 4 if p["occlusion"] == 3 else (p["clothes"] + 7) % 10  # glasses are dark
         canvas.fill(_whole(edge), _bgr("cloth", colour))

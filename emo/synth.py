@@ -27,15 +27,14 @@ def sample(emotion=None, *, seed, identity=None, frontal=False):
     the class mean times the intensity plus honest noise.
     """
     rng = np.random.default_rng([seed, 1])
-    if emotion is None:
-        emotion = int(rng.integers(8))
-    elif isinstance(emotion, str):
+    if isinstance(emotion, str):
         emotion = emotion_id(emotion)
+    emotion = int(rng.integers(8) if emotion is None else emotion)
     if not 0 <= emotion < 8:
         raise EmoError(f"unknown emotion {emotion}; expected 0 to 7 or a name such as 'Happy'")
     identity = int(rng.integers(10**6)) if identity is None else int(identity)
-    face = {"emotion": int(emotion), "group": f"p{identity:07d}", "identity": identity}
-    face |= _sample_expression(int(emotion), rng) | _sample_person(identity)
+    face = {"emotion": emotion, "group": f"p{identity:07d}", "identity": identity}
+    face |= _sample_expression(emotion, rng) | _sample_person(identity)
     rng = np.random.default_rng([seed, 2])  # the picture tells nothing about the emotion
     face |= _draw_from(FACE["picture"], rng)
     face["occlusion"] = int(rng.choice(1 + len(COVERS), p=(0.94, 0.02, 0.02, 0.02)))  # 0: nothing
@@ -48,7 +47,7 @@ def sample(emotion=None, *, seed, identity=None, frontal=False):
 def write_dataset(dest, count, seed=0, size=96, frontal=False):
     """Write `count` faces and `labels.csv` to the folder `dest`, all or nothing; return its path.
 
-    Eight faces a person, one for each emotion. The same seed gives the same bytes.
+    Eight faces a person, one for each emotion; many take all cores. Same seed, same bytes.
     """
     dest = Path(dest)
     if count < 8 or not 32 <= size <= 512:
@@ -66,7 +65,6 @@ def write_dataset(dest, count, seed=0, size=96, frontal=False):
 
     with atomic_path(dest, folder=True) as folder:
         (folder / "images").mkdir()
-        # All cores; a few faces are drawn before another process has started.
         pool = Parallel(-1 if count > 400 else 1, batch_size=16, return_as="generator")
         rows = pool(delayed(write)(index) for index in range(count))
         rows = tqdm(rows, "drawing faces", count, unit="face")

@@ -45,7 +45,7 @@ class TrainConfig:
     output_dir: str = "outputs/run1"  # folder of this run: a new one, or the same run to resume
     backbone: str = "resnet18"  # resnet18, mobilenet_v2 or any torchvision classifier
     pretrained: bool = True  # start from ImageNet weights: better, but they must be fetched once
-    weights: str | None = None  # start from this model file instead, such as another run's
+    weights: str | None = None  # start from this .pth file instead, such as another run's
     image_size: int = 224  # pixels a side; 224 is what ImageNet weights expect, 64 is 12× faster
     epochs: int = 50  # at most; the classic recipe ends after 10 epochs without progress
     batch_size: int = 64  # fits a 4 GB GPU at 224 pixels
@@ -148,6 +148,7 @@ class _Run:
         self.va = va_state(self.train_part.manifest) if config.beta else "none"
         if config.weights:
             self.network = load_model(config.weights)
+            self.network.config = {n: self.network.config[n] for n in ("backbone", "classes")}
         else:
             self.network = create_model(config.backbone, pretrained=config.pretrained)
         self.network.to(memory_format=torch.channels_last)
@@ -337,7 +338,6 @@ def _save_model(run, folder):
     model.load_state_dict(run.best["model"])
     output, batch = run.predict_val()
     known = batch["emotion"] >= 0
-    logits = output.logits[known].numpy()
     row = run.history[run.best["epoch"] - 1]
     sizes = {"train": len(run.train_part), "val": len(run.val_part)}
     model.config = {
@@ -345,7 +345,7 @@ def _save_model(run, folder):
         "classes": list(EMOTIONS),
         **vars(EmotionPreprocessor(config.image_size, colour=run.colour)),
         "crop_margin": _crop_margin(run.train_part),
-        "temperature": metrics.fit_temperature(logits, batch["emotion"][known]),
+        "temperature": metrics.fit_temperature(output.logits[known], batch["emotion"][known]),
         "va": run.va,
         "data": {"name": Path(config.data_dir).name} | sizes,
         "metrics": {k: v for k, v in row.items() if k.startswith(("val_", "combined")) and v == v},

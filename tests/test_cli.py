@@ -100,6 +100,7 @@ def test_check_reports_and_fills_the_quarantine(capsys, faces, tmp_path):
 def test_synth_films_a_face_with_its_truth(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cli, "animate", partial(synth.animate, seconds=2, size=(120, 160)))
     main(["synth", "--dest", str(tmp_path / "face.webm")])
+    assert "exists already" in fails(capsys, "synth", "--dest", tmp_path / "face.webm")
     truth = pd.read_csv(tmp_path / "face.csv")
     with Camera(tmp_path / "face.webm") as film:
         frames = list(film)

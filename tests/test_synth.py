@@ -199,6 +199,15 @@ def test_datasets_are_the_same_in_every_process(tmp_path):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
+def test_many_processes_draw_the_same_faces_as_one(tmp_path):
+    many = synth.write_dataset(tmp_path / "many", 408, seed=4, size=32)
+    few = synth.write_dataset(tmp_path / "few", 16, seed=4, size=32)
+    for file in (few / "images").iterdir():
+        assert file.read_bytes() == (many / "images" / file.name).read_bytes()
+    rows = [(folder / "labels.csv").read_text().splitlines() for folder in (many, few)]
+    assert len(rows[0]) == 409 and rows[0][:17] == rows[1]
+
+
 def test_write_dataset_refuses_what_it_cannot_do(tmp_path):
     for count, size in ((7, 96), (8, 31), (8, 513)):
         with pytest.raises(EmoError, match="expected"):

@@ -101,6 +101,10 @@ def test_a_run_can_start_from_the_weights_of_another(run, config, tmp_path):
     weights, new = str(run / "best_model.pth"), str(tmp_path / "run")
     fit(dataclasses.replace(config, output_dir=new, epochs=1, learning_rate=1e-9, weights=weights))
     before, after = (load_model(path) for path in (weights, f"{new}/best_model.pth"))
+    assert set(load_model(f"{new}/last.pth").config) == {
+        "backbone",
+        "classes",
+    }  # none of the other's
     for one, two in zip(before.parameters(), after.parameters(), strict=True):
         assert torch.allclose(one, two, atol=1e-5)
     with pytest.raises(EmoError, match="holds a resnet18; use --backbone resnet18"):
