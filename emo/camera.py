@@ -66,12 +66,10 @@ class EmotionCamera(anywidget.AnyWidget):
         if source not in ("browser", "synthetic"):
             raise EmoError(f"source is {source!r}; expected 'browser' or 'synthetic'")
         if smoothing < 0 or not 1 <= max_in_flight <= 4:
-            got = f"smoothing is {smoothing} seconds, max_in_flight {max_in_flight} frames"
-            raise EmoError(f"{got}; expected 0 or more and 1 to 4")
+            raise EmoError(f"got {smoothing=} s, {max_in_flight=}; expected 0 or more and 1 to 4")
         self._model, self._pipeline = model, pipeline
         self._owned, self._failure = pipeline is None, None
-        self._busy, self._reading = threading.Lock(), threading.Lock()
-        self._rows = deque(maxlen=HISTORY)  # (Face, truth or None)
+        self._busy, self._rows = threading.Lock(), deque(maxlen=HISTORY)  # (Face, truth or None)
         self._born, self._offset, self._local = time.monotonic(), 0.0, True
         smoothing = float(smoothing if pipeline is None else pipeline.smoothing)
         va = getattr(model if pipeline is None else pipeline.recognizer, "va", "")
@@ -88,7 +86,7 @@ class EmotionCamera(anywidget.AnyWidget):
 
         Boxes are in pixels of the frames sent, 320 wide; `time` is since the camera was made.
         """
-        with self._reading:
+        with self._busy:
             rows = list(self._rows)
         table = faces_table([face for face, _ in rows])
         if any(truth for _, truth in rows):
@@ -167,8 +165,7 @@ class EmotionCamera(anywidget.AnyWidget):
         faces = self._pipeline.process(frame, seconds)
         index = content.get("index")
         truth = None if index is None or self._film is None else self._film[1][int(index)]
-        with self._reading:
-            self._rows.extend((face, truth) for face in faces)
+        self._rows.extend((face, truth) for face in faces)
         answer = {"kind": "result", "time": seconds, "ms": 1000 * (time.perf_counter() - started)}
         return answer | {"faces": [_message(face, frame.shape) for face in faces]}, None
 
@@ -206,13 +203,11 @@ def _shares(bbox, shape):
 
 
 def _draw_film(tell):
-    """Draw the simulated camera; returns (WebM bytes, truth of each frame).
-
-    VP8, because OpenCV needs four times as long for VP9; every browser plays both.
-    """
+    """Draw the simulated camera; return (WebM bytes, truth of each frame)."""
     truths, count = [], round(FILM["seconds"] * FILM["fps"])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "film.webm")
+        # VP8, because OpenCV needs four times as long for VP9; every browser plays both.
         with film_writer(path, FILM["fps"], codec="VP80") as write:
             for frame, truth in synth.animate(**FILM):
                 write(frame)

@@ -38,10 +38,7 @@ FACE_MODEL_WHEEL = "mediapipe==0.10.21"  # later ones carry no model
 
 
 def download_kaggle(dataset="noamsegal/affectnet-training-data", dest="data/affectnet"):
-    """Download a Kaggle data set and unpack it into the folder `dest`; return `dest`.
-
-    An interrupted download stays beside `dest` as `<dest>-….zip.part`; the next call resumes it.
-    """
+    """Download a Kaggle data set, resuming `<dest>-….zip.part`, and unpack it; return `dest`."""
     dest, origin = Path(dest), f"Kaggle's {dataset}"
     if not re.fullmatch(r"[\w-]+/[\w-]+", dataset):
         raise EmoError(f"{dataset!r} is not the name of a Kaggle data set; expected owner/name")
@@ -65,8 +62,7 @@ def has_kaggle_token():
 def unpack_archive(archive, dest, *, origin=None):
     """Unpack a zip of images into the folder `dest`, whole or not at all; return `dest`.
 
-    Unsafe or damaged archives and those without images raise `EmoError`; a `dest` that holds this
-    one already stays as it is.
+    Raises `EmoError` if it is unsafe, damaged or imageless; a `dest` that holds it stays as it is.
     """
     archive, dest, target = Path(archive), Path(dest), Path(dest).resolve()
     with _clear_errors(dest), _open_zip(archive) as bundle:
@@ -193,19 +189,16 @@ def _fetch(client, dataset, target):
     with open(part, "a+b") as file:
         if 0 < file.tell() < total:
             response.close()
-            again = response.request.copy()
-            again.headers["Range"] = f"bytes={file.tell()}-"
-            settings = session.merge_environment_settings(again.url, {}, True, None, None)
-            response = session.send(again, **settings)
+            rest = {"Range": f"bytes={file.tell()}-"}  # the signed address needs no token
+            response = requests.get(response.url, headers=rest, stream=True, timeout=60)
             response.raise_for_status()
         if file.tell() != total or not total:
             # 206: the server sends the rest; otherwise all of it.
             start = file.tell() if response.status_code == 206 else file.seek(file.truncate(0))
             _require_space(part, 2 * total - start)  # for unpacking it, too
-            bar = tqdm(desc=dataset, total=total, initial=start, unit="B", unit_scale=True)
-            with response, bar:
+            with response, tqdm.wrapattr(file, "write", total, desc=dataset, initial=start) as bar:
                 for chunk in response.iter_content(8192):  # a cut loses no more than this
-                    bar.update(file.write(chunk))
+                    bar.write(chunk)
         if total and file.seek(0, os.SEEK_END) != total:
             raise requests.ConnectionError
         file.seek(0)

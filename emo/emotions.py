@@ -40,18 +40,13 @@ def emotion_id(name):
 
     Numbers are refused on purpose: what 3 means depends on the data set (see `CLASS_ORDERS`).
     """
-    word = str(name).strip().lower()
-    if word not in _ID_OF:
-        names = ", ".join(EMOTIONS)
-        raise EmoError(f"unknown emotion {name!r}; expected {names} or a usual synonym of one")
-    return _ID_OF[word]
+    if not is_emotion_name(name):
+        raise EmoError(f"unknown emotion {name!r}; expected {', '.join(EMOTIONS)} or a synonym")
+    return _ID_OF[str(name).strip().lower()]
 
 
 def ids_of_order(order):
-    """Return the array that maps a data set's class numbers to AffectNet ids.
-
-    `order` is a key of `CLASS_ORDERS`; `ids_of_order("alphabetical")[0]` is 6, Anger.
-    """
+    """Return the array (8,) from a data set's class numbers to AffectNet ids, by `CLASS_ORDERS`."""
     if order not in CLASS_ORDERS:
         raise EmoError(f"unknown class order {order!r}; expected {', '.join(CLASS_ORDERS)}")
     return np.array([emotion_id(name) for name in CLASS_ORDERS[order]])
@@ -65,5 +60,4 @@ def derive_va(votes):
     """
     votes = np.asarray(votes, dtype=np.float64)
     total = votes.sum(axis=1, keepdims=True)
-    shares = np.divide(votes, total, out=np.full_like(votes, np.nan), where=total > 0)
-    return shares @ CLASS_MEAN_VA
+    return votes / np.where(total > 0, total, np.nan) @ CLASS_MEAN_VA

@@ -19,8 +19,9 @@ from emo.errors import EmoError
 from emo.files import atomic_path, write_json
 from emo.plots import plot_confusion, plot_reliability, plot_va_scatter
 from emo.recognize import create_recognizer
-from emo.sources import VA, read_dataset, va_state
-from emo.train import annotated_rows, combined_score, load_data, read_config, read_manifest
+from emo.runs import load_data, read_config, read_manifest
+from emo.sources import VA, annotated_rows, read_dataset, va_state
+from emo.train import combined_score
 
 PREDICTED_VA = [f"pred_{name}" for name in VA]
 CLASS_PAIR = ["emotion", "pred_emotion"]
@@ -37,16 +38,22 @@ VA_IN_WORDS = {  # from the least to the most that is known
 def evaluate(run=None, *, model=None, data_dir=None, split="test", output_dir=None, against=None):
     """Evaluate a run, or a model file on `data_dir`; write and return its metrics.
 
-    Writes `predictions.csv`, `metrics.json`, `report.html` and `MODEL_CARD.md` to `output_dir`
-    (default: the run folder, or the model's folder). `against` is another run that was evaluated
-    on the same images: the difference gets a paired bootstrap interval.
+    Writes `predictions.csv`, `metrics.json`, `report.html` and `MODEL_CARD.md` to `output_dir` or
+    beside the model. `against`, a run evaluated on the same images, adds paired 95 % intervals.
     """
     if (run is None) == (model is None):
         raise EmoError("name either a run folder (--run) or a model file (--model)")
     if run is None and data_dir is None:
         raise EmoError("a bare model needs data to be evaluated on: --data-dir")
     recognizer = create_recognizer(model or Path(run) / "best_model.pth")
-    part, train_manifest = _load_part(run, data_dir, split, recognizer)
+    if data_dir is None:
+        dataset, _ = load_data(read_config(run), run)
+    else:
+        manifest, size = split_manifest(read_dataset(data_dir)), recognizer.preprocessor.image_size
+        dataset = FaceDataset(*pack_images(manifest, data_dir, size)[:2])
+    part, train_manifest = dataset.part(split), None
+    if run is not None:
+        train_manifest = read_manifest(Path(run) / "manifest.csv").query("split == 'train'")
     folder = Path(output_dir or run or Path(model).parent)
     predictions = predict_dataset(recognizer, part, split)
     va = min(va_state(part.manifest), recognizer.va, key=list(VA_IN_WORDS).index)
@@ -64,8 +71,7 @@ def evaluate(run=None, *, model=None, data_dir=None, split="test", output_dir=No
 def predict_dataset(recognizer, part, split="test", batch_size=64):
     """Return the predictions table of a `FaceDataset`: labels, predictions and probabilities.
 
-    Valence and arousal of the labels are filled only where annotators gave them; predicted ones
-    are empty for a model that was never taught them.
+    Labels of valence and arousal that nobody annotated, and predictions never taught, are empty.
     """
     results = []
     for start in tqdm(range(0, len(part), batch_size), "Predicting", unit="batch"):
@@ -110,17 +116,15 @@ def compute_metrics(predictions, train_manifest=None, *, va="annotated", rounds=
     matrix = metrics.confusion(table["emotion"], table["pred_emotion"])
     intervals = dict(zip(SCORES, _intervals(_scores, table, CLASS_PAIR, rounds), strict=True))
     known = table.dropna(subset=VA_PAIRS) if va == "annotated" else table.iloc[:0]
-    dimensions, mean_ccc = dict.fromkeys(VA), None
+    scores = dict.fromkeys([*VA, "mean_ccc"])
     if len(known):
-        dimensions = {n: metrics.regression(known[n], known[f"pred_{n}"]) for n in VA}
-        mean_ccc = _mean_ccc(known[VA_PAIRS].to_numpy())
+        scores = {n: metrics.regression(known[n], known[f"pred_{n}"]) for n in VA}
+        scores["mean_ccc"] = _mean_ccc(known[VA_PAIRS].to_numpy())
         intervals["mean_ccc"] = _intervals(_mean_ccc, known, VA_PAIRS, rounds)
     f1 = metrics.macro_f1(matrix)
-    return {
-        "split": str(table["split"].iloc[0]) if "split" in table else "test",
-        "n": len(table),
-        "n_va": len(known),
-        "va": va,
+    split = str(table["split"].iloc[0]) if "split" in table else "test"
+    facts = {"split": split, "n": len(table), "n_va": len(known), "va": va}
+    return facts | {
         "emotion": {
             "accuracy": float(metrics.accuracy(matrix)),
             "macro_f1": f1,
@@ -128,9 +132,8 @@ def compute_metrics(predictions, train_manifest=None, *, va="annotated", rounds=
             "per_class": pd.DataFrame(metrics.per_class(matrix), EMOTIONS).to_dict("index"),
             "confusion": matrix.tolist(),
         },
-        **dimensions,
-        "mean_ccc": mean_ccc,
-        "combined_score": float(combined_score(f1, mean_ccc)),
+        **scores,
+        "combined_score": float(combined_score(f1, scores["mean_ccc"])),
         "baselines": _baselines(table, known, train_manifest),
         "intervals": intervals,
     }
@@ -138,8 +141,7 @@ def compute_metrics(predictions, train_manifest=None, *, va="annotated", rounds=
 
 def compare(predictions, other, rounds=ROUNDS):
     """Return this table's accuracy and macro F1 minus the other's, with paired intervals."""
-    both = predictions.merge(other, on="image_path", suffixes=("", "_other"))
-    both = both[both["emotion"] >= 0]
+    both = predictions.query("emotion >= 0").merge(other, on="image_path", suffixes=("", "_other"))
     if both.empty:
         raise EmoError("the two runs share no evaluated image; use the same data and split")
 
@@ -160,13 +162,9 @@ def write_report(folder, predictions, numbers, config):
     values["rows"] = "\n".join(f"| {name} | {text} |" for name, text in lines.items())
     _fill("model_card.md", folder / "MODEL_CARD.md", values)
     rows = [f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in lines.items()]
-    figures = [
-        f'<figure><img alt="{escape(name)}" src="data:image/png;base64,{image}">'
-        f"<figcaption>{escape(name)}</figcaption></figure>"
-        for name, image in _figures(predictions, numbers)
-    ]
     values = {"backbone": escape(config["backbone"]), "rows": "".join(rows)}
-    _fill("report.html", folder / "report.html", values | {"figures": "".join(figures)})
+    values["figures"] = "".join(_figures(predictions, numbers))
+    _fill("report.html", folder / "report.html", values)
 
 
 def _fill(template, path, values):
@@ -191,28 +189,14 @@ def headline(numbers):
         if lookup := numbers["baselines"].get("lookup_predicted_class"):
             lines["class means instead of the VA head"] = f"mean CCC {lookup['mean_ccc']:.3f}"
     else:
-        why = {
-            "derived": "not scored: derived from the class, nobody annotated it",
-            "none": "none: the model was not taught it, or nobody annotated it",
-            "annotated": "not scored: no annotated row in this part",
-        }
+        why = {"annotated": "not scored: no annotated row in this part"}
+        why["derived"] = "not scored: derived from the class, nobody annotated it"
+        why["none"] = "none: the model was not taught it, or nobody annotated it"
         lines["valence/arousal"] = why[numbers["va"]]
     for name in SCORES if (against := numbers.get("against")) else ():
         title = f"{name} minus that of {against['run']}"
         lines[title] = _with_interval(against[name]["difference"], against[name]["interval"])
     return lines
-
-
-def _load_part(run, data_dir, split, recognizer):
-    train_manifest = None
-    if run is not None:
-        train_manifest = read_manifest(Path(run) / "manifest.csv").query("split == 'train'")
-    if data_dir is None:
-        dataset, _ = load_data(read_config(run), run)
-    else:
-        manifest, size = split_manifest(read_dataset(data_dir)), recognizer.preprocessor.image_size
-        dataset = FaceDataset(*pack_images(manifest, data_dir, size)[:2])
-    return dataset.part(split), train_manifest
 
 
 def _baselines(table, known, train_manifest):
@@ -254,7 +238,7 @@ def _intervals(statistic, table, columns, rounds):
 
 
 def _figures(predictions, numbers):
-    """Yield titles and figures as base64 PNG; drawn without pyplot, so that threads may call it."""
+    """Yield figures as HTML, PNG inside; drawn without pyplot, so that threads may call it."""
     table = predictions[predictions["emotion"] >= 0]
     bins = metrics.reliability(table[list(PROBABILITY_COLUMNS)], table["emotion"])
     drawings = {
@@ -269,7 +253,9 @@ def _figures(predictions, numbers):
         draw(ax=figure.subplots())
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=110)
-        yield title, base64.b64encode(buffer.getvalue()).decode()
+        image = base64.b64encode(buffer.getvalue()).decode()
+        picture = f'<img alt="{escape(title)}" src="data:image/png;base64,{image}">'
+        yield f"<figure>{picture}<figcaption>{escape(title)}</figcaption></figure>"
 
 
 def _with_interval(value, interval):

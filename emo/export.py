@@ -18,7 +18,7 @@ from emo.evaluation import compute_metrics, predict_dataset
 from emo.files import atomic_path, write_json
 from emo.model import load_model, save_weights
 from emo.recognize import create_recognizer, import_keras
-from emo.train import load_data, read_config
+from emo.runs import load_data, read_config
 
 FILES = {"weights": "model_weights.pth", "torchscript": "model_torchscript.pt"}
 FILES |= {"onnx": "model.onnx", "int8": "model_int8.onnx", "keras": "model.h5"}
@@ -47,8 +47,14 @@ def export_run(run, formats=tuple(FILES)):
             _write(name, model, temporary, dataset, reference)
             config = folder / "model_config.json" if name == "keras" else None
             recognizer = create_recognizer(temporary, config)
-            rows.append(_facts(name, temporary, recognizer, faces, expected, val))
-            _prove(rows[-1])
+            row = _facts(name, temporary, recognizer, faces, expected, val)
+            worst = max(row["max_logit_difference"], row["max_va_difference"])
+            if name != "int8" and not (worst <= TOLERANCE and row["agreement"] == 1):
+                raise EmoError(
+                    f"{FILES[name]} differs from PyTorch by {worst:.2g} (allowed: {TOLERANCE}), "
+                    f"agrees on {row['agreement']:.1%} of faces: not written; please report this"
+                )
+        rows.append(row)
     for row in rows:
         row["speed_up"] = rows[0]["median_ms"] / row["median_ms"]
     write_json(folder / "export.json", {"reference": "pytorch", "formats": rows})
@@ -67,10 +73,7 @@ def export_to_torchscript(model, path, device="cpu"):
 
 
 def export_to_onnx(model, path, device="cpu"):
-    """Write one ONNX file: `image` (B, 3, S, S) → `logits` (B, 8), `va` (B, 2); any batch size.
-
-    The config travels in the file's metadata under `model_config`.
-    """
+    """Write ONNX: `image` (B, 3, S, S) → `logits` (B, 8), `va` (B, 2), any B; config inside."""
     model, face = _ready(model, device)
     options = {"input_names": ["image"], "output_names": ["logits", "va"], "verbose": False}
     options["dynamic_shapes"] = {"image": {0: torch.export.Dim("batch", min=1, max=4096)}}
@@ -101,10 +104,9 @@ def export_to_int8(onnx_path, path, faces):
 
 
 def export_to_keras(model, path):
-    """Write a Keras 3 functional twin (channels last) with the same weights as an .h5 file.
+    """Write a Keras 3 twin (channels last) as an .h5 file that `keras.models.load_model` opens.
 
-    Opens with plain `keras.models.load_model`. Raises `EmoError` for a backbone with operations
-    that have no twin here; ResNets and MobileNetV2 work.
+    Raises `EmoError` for a backbone with operations other than those of ResNets and MobileNetV2.
     """
     keras = import_keras()
     model, face = _ready(model, "cpu")
@@ -140,18 +142,18 @@ class _KerasTwin(torch.fx.Interpreter):
         """Return Keras' value of a PyTorch layer, or a function or method, applied to `args`."""
         layers, part, x = self.layers, target, args[0]
         name = part if isinstance(part, str) else getattr(part, "__name__", type(part).__name__)
+        size = getattr(part, "output_size", args[-1])  # of an average pooling
         if np.any(getattr(part, "padding", 0)):
             x = layers.ZeroPadding2D(part.padding)(x)  # zeros suit MaxPool2d only after a ReLU
         match name:
-            case "Conv2d" if part.groups in (1, part.in_channels):
-                options = {"strides": part.stride, "use_bias": part.bias is not None}
-                if part.groups == 1:
-                    layer = layers.Conv2D(part.out_channels, part.kernel_size, **options)
-                    return _fill(layer, x, part.weight.permute(2, 3, 1, 0), part.bias)
-                layer = layers.DepthwiseConv2D(part.kernel_size, **options)
-                return _fill(layer, x, part.weight.permute(2, 3, 0, 1), part.bias)
             case "Conv2d":
-                name = "grouped Conv2d"
+                options = {"strides": part.stride, "use_bias": part.bias is not None}
+                if 1 < part.groups == part.in_channels == part.out_channels:
+                    layer = layers.DepthwiseConv2D(part.kernel_size, **options)
+                    return _fill(layer, x, part.weight.permute(2, 3, 0, 1), part.bias)
+                options |= {"filters": part.out_channels, "groups": part.groups}
+                layer = layers.Conv2D(kernel_size=part.kernel_size, **options)
+                return _fill(layer, x, part.weight.permute(2, 3, 1, 0), part.bias)
             case "BatchNorm2d":
                 layer = layers.BatchNormalization(epsilon=part.eps, momentum=0.9)
                 return _fill(layer, x, part.weight, part.bias, part.running_mean, part.running_var)
@@ -159,9 +161,7 @@ class _KerasTwin(torch.fx.Interpreter):
                 return _fill(layers.Dense(part.out_features), x, part.weight.T, part.bias)
             case "MaxPool2d":
                 return layers.MaxPooling2D(part.kernel_size, part.stride)(x)
-            case "AdaptiveAvgPool2d" if part.output_size in (1, (1, 1)):
-                return layers.GlobalAveragePooling2D(keepdims=True)(x)
-            case "adaptive_avg_pool2d" if args[1] in (1, (1, 1)):
+            case "AdaptiveAvgPool2d" | "adaptive_avg_pool2d" if size in (1, (1, 1)):
                 return layers.GlobalAveragePooling2D(keepdims=True)(x)
             case "ReLU" | "ReLU6" | "Tanh":
                 return layers.Activation(name.lower())(x)
@@ -173,8 +173,7 @@ class _KerasTwin(torch.fx.Interpreter):
                 return layers.Add()(list(args))
             case "EmotionOutput":
                 return list(args)
-        cure = "export onnx, or train resnet18/mobilenet_v2"
-        raise EmoError(f"no Keras twin: this backbone uses {name}; {cure}")
+        raise EmoError(f"no Keras twin for this backbone's {name}; export onnx or train resnet18")
 
     call_method = call_function
 
@@ -197,11 +196,10 @@ def _write(name, model, path, dataset, reference):
     writers = {"weights": save_weights, "torchscript": export_to_torchscript}
     writers |= {"onnx": export_to_onnx, "keras": export_to_keras}
     if name in writers:
-        writers[name](model, path)
-    else:
-        calibration = _faces(dataset.part("train"), reference, CALIBRATION_FACES)
-        with TemporaryDirectory() as scratch:
-            export_to_int8(export_to_onnx(model, f"{scratch}/float.onnx"), path, calibration)
+        return writers[name](model, path)
+    calibration = _faces(dataset.part("train"), reference, CALIBRATION_FACES)
+    with TemporaryDirectory() as scratch:
+        export_to_int8(export_to_onnx(model, f"{scratch}/float.onnx"), path, calibration)
 
 
 def _faces(part, reference, count):
@@ -213,6 +211,7 @@ def _faces(part, reference, count):
 def _facts(name, path, recognizer, faces, expected, val):
     logits, va = recognizer.run(faces)
     numbers = compute_metrics(predict_dataset(recognizer, val), va=recognizer.va, rounds=1)
+    times = timeit.repeat(lambda: recognizer.run(faces[:1]), number=1, repeat=5 + TIMED_CALLS)
     return {
         "format": name,
         "megabytes": path.stat().st_size / 1e6,
@@ -221,20 +220,6 @@ def _facts(name, path, recognizer, faces, expected, val):
         "agreement": float((logits.argmax(1) == expected[0].argmax(1)).mean()),
         "val_accuracy": numbers["emotion"]["accuracy"],
         "val_mean_ccc": numbers["mean_ccc"],
-        **_latency(recognizer, faces[:1]),
+        "median_ms": 1000 * float(np.median(times[5:])),  # the first calls warm up
+        "p95_ms": 1000 * float(np.quantile(times[5:], 0.95)),
     }
-
-
-def _latency(recognizer, face):
-    times = timeit.repeat(lambda: recognizer.run(face), number=1, repeat=5 + TIMED_CALLS)
-    median, p95 = 1000 * np.quantile(times[5:], [0.5, 0.95])  # the first calls warm up
-    return {"median_ms": float(median), "p95_ms": float(p95)}
-
-
-def _prove(row):
-    name, worst = row["format"], max(row["max_logit_difference"], row["max_va_difference"])
-    if name != "int8" and not (worst <= TOLERANCE and row["agreement"] == 1):
-        raise EmoError(
-            f"{FILES[name]} differs from PyTorch by {worst:.2g} (allowed: {TOLERANCE}) and agrees "
-            f"on {row['agreement']:.1%} of the faces, so it was not written; please report this"
-        )

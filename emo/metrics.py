@@ -24,12 +24,8 @@ def per_class(matrix):
     """Return arrays precision, recall, f1 (0 where undefined) and support of each class."""
     hits = np.diag(matrix).astype(float)
     support, predicted = matrix.sum(axis=1), matrix.sum(axis=0)
-    return {
-        "precision": _divide(hits, predicted),
-        "recall": _divide(hits, support),
-        "f1": _divide(2 * hits, support + predicted),
-        "support": support,
-    }
+    shares = {"precision": _divide(hits, predicted), "recall": _divide(hits, support)}
+    return shares | {"f1": _divide(2 * hits, support + predicted), "support": support}
 
 
 def macro_f1(matrix):
@@ -58,14 +54,9 @@ def regression(target, predicted):
     target, predicted = _pair(target, predicted)
     error = predicted - target
     mse = float(np.mean(error**2))
-    return {
-        "mse": mse,
-        "mae": float(np.mean(np.abs(error))),
-        "rmse": mse**0.5,
-        "ccc": ccc(target, predicted),
-        "pearson": pearson(target, predicted),
-        "sign_agreement": float(np.mean(np.sign(target) == np.sign(predicted))),
-    }
+    result = {"mse": mse, "mae": float(np.mean(np.abs(error))), "rmse": mse**0.5}
+    result |= {"ccc": ccc(target, predicted), "pearson": pearson(target, predicted)}
+    return result | {"sign_agreement": float(np.mean(np.sign(target) == np.sign(predicted)))}
 
 
 def calibration_error(probabilities, target, bins=15):

@@ -1,12 +1,13 @@
 """A shared backbone with two heads, and its checkpoint. Built by hand in notebooks/03."""
 
+import io
 import pickle
 from pathlib import Path
 from typing import NamedTuple
 from urllib.error import URLError
 
 import torch
-from torch import nn
+from torch.nn import Identity, Linear, Module, ReLU, Sequential, Tanh
 
 from emo.emotions import EMOTIONS
 from emo.errors import EmoError
@@ -22,18 +23,15 @@ class EmotionOutput(NamedTuple):
     va: torch.Tensor
 
 
-class EmotionModel(nn.Module):
+class EmotionModel(Module):
     """Shared features (B, F) → two small heads; `config` (plain values) travels in the weights."""
 
     def __init__(self, backbone, features, config):
         super().__init__()
         self.backbone = backbone
-        self.emotion_head = nn.Sequential(
-            nn.Linear(features, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, len(config["classes"]))
-        )
-        self.va_head = nn.Sequential(
-            nn.Linear(features, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2), nn.Tanh()
-        )
+        classes = len(config["classes"])
+        self.emotion_head = Sequential(Linear(features, HIDDEN), ReLU(), Linear(HIDDEN, classes))
+        self.va_head = Sequential(Linear(features, HIDDEN), ReLU(), Linear(HIDDEN, 2), Tanh())
         self.config = config
 
     def forward(self, image):
@@ -58,23 +56,34 @@ def create_model(backbone="resnet18", num_classes=8, pretrained=True):
     from torchvision import models  # here, because it takes seconds, and .onnx files need none
 
     if backbone not in models.list_models(module=models):
-        names = "resnet18, mobilenet_v2 or another of torchvision.models.list_models()"
-        raise EmoError(f"unknown backbone {backbone!r}; expected {names}")
+        raise EmoError(f"unknown backbone {backbone!r}; expected one of torchvision, e.g. resnet18")
     try:
         network = models.get_model(backbone, weights="DEFAULT" if pretrained else None)
     except (URLError, OSError, RuntimeError) as error:
         why = f"the ImageNet weights of {backbone} could not be fetched ({error})"
-        cure = "connect to the internet once, or use --no-pretrained (pretrained=False)"
-        raise EmoError(f"{why}; {cure}") from error
+        raise EmoError(f"{why}; connect once, or use --no-pretrained (pretrained=False)") from error
+    heads = [(name, part) for name, part in network.named_modules() if isinstance(part, Linear)]
+    if not heads or backbone in ("inception_v3", "googlenet"):
+        cure = "choose resnet18, mobilenet_v2, efficientnet_b0 or a similar one"
+        raise EmoError(f"{backbone} has no single linear layer that heads could replace; {cure}")
+    name, classifier = heads[-1]
+    network.set_submodule(name, Identity())
     classes = EMOTIONS if num_classes == len(EMOTIONS) else map(str, range(num_classes))
     config = {"backbone": backbone, "classes": list(classes)}
-    return EmotionModel(network, _remove_classifier(network, backbone), config)
+    return EmotionModel(network, classifier.in_features, config)
 
 
 def save_weights(model, path):
     """Write the state dict, with its config inside, as one file."""
+    save_torch(model.state_dict(), path)
+
+
+def save_torch(value, path):
+    """Write tensors and plain values to a `.pth` file, whole or not at all."""
+    buffer = io.BytesIO()  # written to a file by PyTorch, a full disk is no OSError
+    torch.save(value, buffer)
     with atomic_path(path) as temporary:
-        torch.save(model.state_dict(), temporary)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def load_torch(path):
@@ -101,20 +110,6 @@ def load_model(path):
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        *_, last = str(error).splitlines()
-        why = f"do not fit a {config['backbone']} with two heads ({last.strip()})"
+        why = f"do not fit a {config['backbone']} ({str(error).splitlines()[-1].strip()})"
         raise EmoError(f"the weights in {path} {why}; use a file that `emo train` wrote") from error
     return model.eval()
-
-
-def _remove_classifier(network, backbone):
-    """Replace the last linear layer by the identity and return its number of inputs."""
-    linear = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)]
-    if not linear or backbone in ("inception_v3", "googlenet"):
-        cure = "choose resnet18, mobilenet_v2, efficientnet_b0 or a similar one"
-        raise EmoError(f"{backbone} has no single linear layer that heads could replace; {cure}")
-    parent, _, name = linear[-1].rpartition(".")
-    owner = network.get_submodule(parent)
-    features = getattr(owner, name).in_features
-    setattr(owner, name, nn.Identity())
-    return features

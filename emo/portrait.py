@@ -34,7 +34,15 @@ def render(parameters, size=224):
     image = _background(p, shape, camera, rng)
     keep = cv2.cvtColor(255 - head[..., 3], cv2.COLOR_GRAY2BGR)
     image = cv2.add(cv2.multiply(image, keep, scale=1 / 255), head[..., :3])
-    return _expose(p, image, rng)
+    if p["blur"] > 0.25:
+        image = cv2.GaussianBlur(image, (0, 0), p["blur"] * image.shape[0] / 96)
+    if p["noise"]:
+        image = image + p["noise"] * rng.standard_normal(image.shape, np.float32)
+        image = image.clip(0, 255).astype(np.uint8)
+    if p["jpeg"] < 100:
+        jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, p["jpeg"]])[1]
+        image = cv2.imdecode(jpeg, cv2.IMREAD_COLOR)
+    return image
 
 
 def true_box(parameters, size=224):
@@ -187,19 +195,6 @@ def _background(p, shape, camera, rng):
     return canvas.image
 
 
-def _expose(p, image, rng):
-    """Blur the picture, add noise and compress it."""
-    if p["blur"] > 0.25:
-        image = cv2.GaussianBlur(image, (0, 0), p["blur"] * image.shape[0] / 96)
-    if p["noise"]:
-        image = image + p["noise"] * rng.standard_normal(image.shape, np.float32)
-        image = image.clip(0, 255).astype(np.uint8)
-    if p["jpeg"] < 100:
-        jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, p["jpeg"]])[1]
-        image = cv2.imdecode(jpeg, cv2.IMREAD_COLOR)
-    return image
-
-
 class _Canvas:
     """A uint8 image, BGR or premultiplied BGRA, drawn on in units of the face."""
 
@@ -267,8 +262,6 @@ def _draw_head(canvas, p):
     _draw_mouth(canvas, p, points, skin)
     for side, half in points.items():
         _draw_half(canvas, p, side, half, skin, hair)
-    if p["glasses"]:
-        _draw_glasses(canvas, p)
     if style != _BALD:
         _draw_hair(canvas, p, cover, skin, rng)
     if 0 < p["occlusion"] <= len(FACE["covers"]):  # older data sets hold other numbers
@@ -296,7 +289,7 @@ def _draw_mouth(canvas, p, points, skin):
 
 
 def _draw_half(canvas, p, side, half, skin, hair):
-    """Draw half of the nose, an eye and its brow."""
+    """Draw half of the nose, an eye, its brow and half of the glasses."""
     canvas.lines([_curve(_SHAPES["nose_wing"] * (side, 1) + half[_WING])], skin * 0.78, 0.016)
     canvas.fill(_curve(_SHAPES["nostril"] * (side, 1) + half[_NOSTRIL], True), skin * 0.4)
     upper, lower = _curve(half[_LID]), _curve(half[[4, 9, 10, 11, 8]])
@@ -318,6 +311,15 @@ def _draw_half(canvas, p, side, half, skin, hair):
     thick = 0.028 * p["brow_thickness"] * np.array([[1.0], [1.15], [0.9], [0.2]]) * (0, 1)
     brow = np.concatenate([_curve(half[_BROW] - thick), _curve(half[_BROW] + thick)[::-1]])
     canvas.wash(brow, hair * 0.8, 0.9, 0.014)
+    if p["glasses"]:
+        ring, colour, width = FACE["glasses"][f"style_{p['glasses']}"]
+        centre = np.array([side * (0.325 + p["eye_distance"]), -0.08])
+        lens = _curve(np.array(ring) * (0.235, 0.19) + centre, True)
+        canvas.wash(lens, (245, 240, 235), 0.1)
+        temple = [centre + (side * 0.22, -0.04), (side * 0.78, -0.12)]
+        bridge = [centre - (side * 0.225, 0.03), (0, -0.13)]
+        canvas.lines([[*lens, lens[0]]], colour, width)
+        canvas.lines([temple, bridge], colour, width)
 
 
 def _curls(canvas, hair, rng, low, high):
@@ -360,15 +362,3 @@ def _draw_hair(canvas, p, hair, skin, rng):
             canvas.lines(top + rng.random((6, 1, 1)) * (low - top), hair * tone, 0.022)
     if style == _CURLY:
         _curls(canvas, hair, rng, 0.6 - p["hairline"], 0.75 + volume)
-
-
-def _draw_glasses(canvas, p):
-    ring, colour, width = FACE["glasses"][f"style_{p['glasses']}"]
-    for side in (-1, 1):
-        centre = np.array([side * (0.325 + p["eye_distance"]), -0.08])
-        lens = _curve(np.array(ring) * (0.235, 0.19) + centre, True)
-        canvas.wash(lens, (245, 240, 235), 0.1)
-        temple = [centre + (side * 0.22, -0.04), (side * 0.78, -0.12)]
-        bridge = [centre - (side * 0.225, 0.03), (0, -0.13)]
-        canvas.lines([[*lens, lens[0]]], colour, width)
-        canvas.lines([temple, bridge], colour, width)

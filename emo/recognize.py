@@ -24,10 +24,7 @@ PREPROCESSING = ("image_size", "mean", "std", "colour")
 
 
 class EmotionPreprocessor:
-    """Turn face crops into a model's input: by default 224-pixel RGB, normalised as ImageNet's.
-
-    `create_recognizer(…).preprocessor` is the one that fits a model.
-    """
+    """Turn face crops into model input; `create_recognizer(…).preprocessor` fits a model."""
 
     def __init__(self, image_size=224, mean=IMAGE_MEAN, std=IMAGE_STD, colour="rgb"):
         if colour not in ("rgb", "grey"):
@@ -48,16 +45,11 @@ class EmotionPreprocessor:
 
 
 class EmotionRecognizer:
-    """One model file of any format; `predict` may be called from several threads.
-
-    `run` maps a float array (B, 3, S, S) to (logits (B, 8), va (B, 2)) as arrays.
-    """
+    """One model file of any format, safe with threads; `run` maps arrays as the method `run`."""
 
     def __init__(self, run, config):
-        self._run, self.config = run, config
-        self._lock = threading.Lock()
-        self.classes = list(config["classes"])
-        self.va = config.get("va", "none")
+        self._run, self.config, self._lock = run, config, threading.Lock()
+        self.classes, self.va = list(config["classes"]), config.get("va", "none")
         self.temperature = float(config.get("temperature", 1.0))
         self.crop_margin = float(config.get("crop_margin", DEFAULT_MARGIN))
         self.preprocessor = EmotionPreprocessor(*(config[name] for name in PREPROCESSING))
@@ -85,8 +77,7 @@ class EmotionRecognizer:
         faces = np.ascontiguousarray(torch.as_tensor(tensors).detach().cpu().numpy(), np.float32)
         size = self.preprocessor.image_size
         if faces.shape[1:] != (3, size, size):
-            source = "recognizer.preprocessor.preprocess_batch(list of BGR crops)"
-            expected = f"(B, 3, {size}, {size}) from {source}"
+            expected = f"(B, 3, {size}, {size}) from preprocessor.preprocess_batch(BGR crops)"
             raise EmoError(f"got faces of shape {faces.shape}, expected {expected}")
         none = np.zeros((0, len(self.classes)), np.float32), np.zeros((0, 2), np.float32)
         with self._lock:
@@ -102,8 +93,7 @@ class EmotionRecognizer:
         found = detector.detect(image_bgr)
         crops = [crop_face(image_bgr, bbox, self.crop_margin) for bbox, _ in found]
         results = self.predict_batch(self.preprocessor.preprocess_batch(crops))
-        faces = zip(found, results, strict=True)
-        return [{"bbox": bbox, "score": score} | result for (bbox, score), result in faces]
+        return [{"bbox": b, "score": s} | r for (b, s), r in zip(found, results, strict=True)]
 
     def _result(self, probabilities, va):
         best, shares = int(probabilities.argmax()), probabilities.tolist()
@@ -159,8 +149,7 @@ def create_recognizer(model_path, config_path=None, device="cpu", threads=None):
     source = config_path or (beside if not inside and beside.is_file() else None)
     config = read_json(source) if source else inside or {}
     if missing := ", ".join(sorted({"classes", *PREPROCESSING} - set(config))):
-        advice = "keep model_config.json beside it or name it with config_path"
-        raise EmoError(f"the config of {path} lacks {missing}; {advice}")
+        raise EmoError(f"{path} lacks {missing}; keep its model_config.json beside it or name it")
     if len(config["classes"]) != len(EMOTIONS):
         raise EmoError(f"{path} has {len(config['classes'])} classes, expected {len(EMOTIONS)}")
     return EmotionRecognizer(run, config)
@@ -173,8 +162,7 @@ def _load_pth(path, device, threads):
 
 def _load_torchscript(path, device, threads):
     extra = {"model_config.json": ""}
-    # TorchScript is deprecated, and works.
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # deprecated, but works
         model = torch.jit.load(str(path), map_location=device, _extra_files=extra).eval()
     return _torch_run(model, device, threads), json.loads(extra["model_config.json"] or "{}")
 

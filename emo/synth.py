@@ -15,8 +15,7 @@ from emo.portrait import FACE, render, true_box
 
 ACTION_UNITS = tuple(FACE["action_units"])
 COVERS = tuple(FACE["covers"])  # what may hide a part of the face: `occlusion` 1, 2 and 3
-# Emotion: action unit, how often it is part of the display, how strong it then is.
-PROTOTYPES = {name: FACE["prototypes"][name] for name in EMOTIONS}
+PROTOTYPES = FACE["prototypes"]  # emotion: action units, how often and how strong each one is
 
 
 def sample(emotion=None, *, seed, identity=None, frontal=False):
@@ -33,8 +32,17 @@ def sample(emotion=None, *, seed, identity=None, frontal=False):
     if not 0 <= emotion < 8:
         raise EmoError(f"unknown emotion {emotion}; expected 0 to 7 or a name such as 'Happy'")
     identity = int(rng.integers(10**6)) if identity is None else int(identity)
+    intensity = float(0.45 + 0.55 * rng.beta(2.2, 1.2))
+    units = _display(emotion, intensity, rng)
+    blend = _display(int(rng.integers(8)), 0.35 * (rng.random() < 0.25), rng)
+    stray = 0.35 * rng.random(len(units)) * (rng.random(len(units)) < 0.1)
+    units = {name: max(units[name], blend[name], float(stray[i])) for i, name in enumerate(units)}
+    mean = CLASS_MEAN_VA[emotion] * (0.45 + 0.75 * intensity)
+    valence, arousal = rng.normal(mean, 0.1).clip(-1, 1).tolist()
+    gaze_x, gaze_y = rng.normal(0, 0.25, 2).clip(-0.6, 0.6).tolist()
     face = {"emotion": emotion, "group": f"p{identity:07d}", "identity": identity}
-    face |= _sample_expression(emotion, rng) | _sample_person(identity)
+    face |= {"valence": valence, "arousal": arousal, "intensity": intensity} | units
+    face |= {"gaze_x": gaze_x, "gaze_y": gaze_y} | _sample_person(identity)
     rng = np.random.default_rng([seed, 2])  # the picture tells nothing about the emotion
     face |= _draw_from(FACE["picture"], rng)
     face["occlusion"] = int(rng.choice(1 + len(COVERS), p=(0.94, 0.02, 0.02, 0.02)))  # 0: nothing
@@ -106,19 +114,6 @@ def _display(emotion, intensity, rng):
         strength = (rng.random() < share) * np.clip(strength * intensity * rng.normal(1, 0.2), 0, 1)
         units[unit.replace("L", "R") if mirrored else unit] = float(strength)
     return units
-
-
-def _sample_expression(emotion, rng):
-    intensity = float(0.45 + 0.55 * rng.beta(2.2, 1.2))
-    units = _display(emotion, intensity, rng)
-    blend = _display(int(rng.integers(8)), 0.35 * (rng.random() < 0.25), rng)
-    stray = 0.35 * rng.random(len(units)) * (rng.random(len(units)) < 0.1)
-    units = {name: max(units[name], blend[name], float(stray[i])) for i, name in enumerate(units)}
-    mean = CLASS_MEAN_VA[emotion] * (0.45 + 0.75 * intensity)
-    valence, arousal = rng.normal(mean, 0.1).clip(-1, 1).tolist()
-    gaze_x, gaze_y = rng.normal(0, 0.25, 2).clip(-0.6, 0.6).tolist()
-    labels = {"valence": valence, "arousal": arousal, "intensity": intensity}
-    return labels | units | {"gaze_x": gaze_x, "gaze_y": gaze_y}
 
 
 def _draw_from(table, rng):

@@ -39,23 +39,19 @@ class Camera(AbstractContextManager):
         if not self.is_webcam and not Path(self.source).is_file():
             raise EmoError(f"{self.source!r} is no camera number, no film and not 'synthetic'")
         if not self._capture.open(int(self.source) if self.is_webcam else self.source):
-            what = f"{'camera' if self.is_webcam else 'film'} {self.source} could not be opened"
-            cure = "close other programs that use it, or try another number or --camera synthetic"
-            raise EmoError(f"{what}; {cure}")
+            cure = "close other programs that use it, or try another or --camera synthetic"
+            raise EmoError(f"--camera {self.source} could not be opened; {cure}")
         self.fps = self._capture.get(cv2.CAP_PROP_FPS) or 30.0
         frames = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self.frames = frames if frames > 0 and not self.is_webcam else None
 
     def __iter__(self):
-        return self._drawn() if self.source == "synthetic" else self._filmed()
-
-    def _drawn(self):
-        for lap in count() if self._loop else (0,):
-            for frame, truth in synth.animate(seconds=self._seconds, fps=self.fps):
-                self.truth = truth
-                yield frame, truth["time"] + lap * self._seconds
-
-    def _filmed(self):
+        if self.source == "synthetic":
+            for lap in count() if self._loop else (0,):
+                for frame, truth in synth.animate(seconds=self._seconds, fps=self.fps):
+                    self.truth = truth
+                    yield frame, truth["time"] + lap * self._seconds
+            return
         for number in count():
             good, frame = self._capture.read()
             if not good:
@@ -68,11 +64,8 @@ class Camera(AbstractContextManager):
 
 @contextmanager
 def film_writer(path, fps, codec=None):
-    """Yield a function that appends BGR frames, all of one size, to a .mp4 or .webm film.
-
-    The film is written whole or not at all; in VP9 unless told, because browsers play it.
-    """
-    codecs = {".mp4": "vp09", ".webm": "VP90"}
+    """Yield a function that adds BGR frames of one size to a .mp4 or .webm, all or nothing."""
+    codecs = {".mp4": "vp09", ".webm": "VP90"}  # VP9 unless told, because browsers play it
     if (suffix := Path(path).suffix) not in codecs:
         raise EmoError(f"cannot record to {path}; the name must end in .mp4 or .webm")
     with atomic_path(path) as temporary:
