@@ -324,7 +324,9 @@ def test_a_class_without_images_is_said(faces, config, tmp_path, capsys):
 
 def test_without_a_task_the_other_is_learned_alone(config, tmp_path, capsys):
     alone = dataclasses.replace(config, output_dir=str(tmp_path / "run"), epochs=1, alpha=0)
-    fit(alone)
+    (row,) = fit(alone).to_dict("records")
     assert "alpha is 0" in capsys.readouterr().out
+    mean_ccc = (row["val_ccc_valence"] + row["val_ccc_arousal"]) / 2
+    assert row["combined_score"] == pytest.approx(mean_ccc)  # the untaught head has no say
     with pytest.raises(EmoError, match="nothing to learn"):
         fit(dataclasses.replace(alone, beta=0, output_dir=str(tmp_path / "none")))
