@@ -6,30 +6,27 @@ interrupted goes on where it stopped.
 """
 
 import argparse
-import csv
 import dataclasses
-import subprocess
 import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from figures import record, sample
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from emo import create_recognizer, synth
-from emo.bench import machine
+from emo import TrainConfig, create_recognizer, fit, synth
 from emo.dataset import pack_images, resize_face, split_manifest
 from emo.emotions import EMOTIONS
 from emo.evaluation import evaluate
 from emo.faces import MediaPipeFaceDetector
-from emo.files import atomic_path
 from emo.live import overlap
 from emo.portrait import FACE
+from emo.runs import read_manifest
 from emo.sources import read_dataset
-from emo.train import TrainConfig, fit, read_manifest
 
 COUNT, SEED = 12_800, 1
 CONFUSED = [("Fear", "Surprise"), ("Anger", "Disgust"), ("Neutral", "Contempt")]
@@ -112,7 +109,7 @@ def real(folder, data_dir):
     yield "the commonest class of FER+'s test part, always: accuracy", commonest
     yield "taught by drawings, tested on FER+: accuracy", numbers["emotion"]["accuracy"]
     yield "taught by drawings, tested on FER+: macro F1", numbers["emotion"]["macro_f1"]
-    tenth = str(_tenth(folder, Path(data_dir).resolve()))
+    tenth = str(sample(folder / "tenth", data_dir, train=0.1, val=0.1))
     base = TrainConfig(tenth, pretrained=False, image_size=64, epochs=15, recipe="strong")
     for start, weights in (("scratch", None), ("drawings", str(folder / "run" / "best_model.pth"))):
         scores = []
@@ -132,46 +129,19 @@ def real(folder, data_dir):
     yield "taught by a tenth of FER+, tested on drawings: accuracy", numbers["emotion"]["accuracy"]
 
 
-def _tenth(folder, data_dir):
-    """Return a folder with a tenth of the training and validation rows and all test rows."""
-    root = folder / "tenth"
-    if not (root / "labels.csv").is_file():
-        manifest = split_manifest(read_dataset(data_dir), seed=0)
-        parts = [
-            part if name == "test" else part.sample(frac=0.1, random_state=0)
-            for name, part in manifest.groupby("split")
-        ]
-        root.mkdir(parents=True, exist_ok=True)
-        for place in {Path(path).parts[0] for path in manifest["image_path"]}:
-            if not (root / place).exists():
-                (root / place).symlink_to(data_dir / place)
-        with atomic_path(root / "labels.csv") as temporary:
-            pd.concat(parts).to_csv(temporary, index=False)
-    return root
-
-
 def main():
-    """Measure, and write each figure as it comes to figures.csv, as a row of results.csv."""
+    """Measure, and write each figure as it comes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("build/measure"))
     parser.add_argument("--real", help="folder of FER+, as `emo check` reads it")
     args = parser.parse_args()
-    git = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     command = "python docs/measure_faces.py" + (" --real data/ferplus" if args.real else "")
     steps = [detector(), shortcuts(args.folder), learned(args.folder)]
     if not (args.folder / "faces").exists():
         steps.insert(0, speed(args.folder))
     if args.real:
         steps.append(real(args.folder, args.real))
-    start, about = time.perf_counter(), (command, commit, SEED, machine())
-    for step in steps:
-        for name, figure in step:
-            row = f"synthetic faces: {name}", f"{figure:.3f}", *about
-            args.folder.mkdir(parents=True, exist_ok=True)
-            with (args.folder / "figures.csv").open("a", encoding="utf-8") as file:
-                csv.writer(file).writerow([*row, f"{time.perf_counter() - start:.0f} s"])
-            print(*row[:2], sep=": ", flush=True)
+    record(steps, args.folder, "synthetic faces", command, SEED)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ _NAMES = {  # room → its public names, imported when first used: PyTorch and f
     "export": ["export_to_keras", "export_to_onnx", "export_to_torchscript"],
     "faces": ["MediaPipeFaceDetector"],
     "model": ["create_model"],
+    "recipes": ["TrainConfig"],
     "recognize": ["EmotionPreprocessor", "create_recognizer"],
-    "train": ["TrainConfig", "fit"],
+    "train": ["fit"],
 }
 _ROOM_OF = {name: room for room, names in _NAMES.items() for name in names}
 __all__ = list(_ROOM_OF)

@@ -1,14 +1,14 @@
 """What is wrong with a data set before anyone trains on it. Explained in notebooks/02."""
 
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 from PIL import Image
-from tqdm.auto import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from emo.dataset import decode
 from emo.emotions import EMOTIONS
@@ -28,8 +28,7 @@ def audit(manifest, root):
     emotion; `folder_disagrees`: the folder says another emotion than the label.
     """
     paths = [Path(root) / path for path in manifest["image_path"]]
-    with ThreadPoolExecutor() as pool:
-        looks = list(tqdm(pool.map(_look, paths), "Checking images", len(paths), unit="image"))
+    looks = thread_map(_look, paths, desc="Checking images", unit="image")
     columns = ["fault", "mode", "digest", "code", "thumbnail"]
     facts = pd.DataFrame(looks, columns=columns, index=manifest.index)
     row = pd.Series(np.arange(len(facts)), facts.index)
@@ -70,8 +69,7 @@ def write_quarantine(manifest, facts, root, *, duplicates=False):
 
     Those with a `fault`; with `duplicates` also all copies but the one in test, else val, else any.
     """
-    listed = facts.loc[facts["fault"] != "", ["image_path", "fault"]]
-    reason = dict(listed.itertuples(index=False))
+    reason = facts.query("fault != ''").set_index("image_path")["fault"].to_dict()
     if duplicates:
         worth = manifest["split"].map({"test": 2, "val": 1}).fillna(0)
         worth = dict(zip(manifest["image_path"], worth, strict=True))
@@ -93,19 +91,16 @@ def class_table(manifest):
     """Return the images of each emotion in each split."""
     names = manifest["emotion"].map(lambda i: EMOTIONS[i] if i >= 0 else "unknown")
     table = pd.crosstab(names, manifest["split"], margins=True, margins_name="all")
-    order = [n for n in (*EMOTIONS, "unknown", "all") if n in table.index]
-    parts = [n for n in ("train", "val", "test", "all") if n in table.columns]
-    return table.loc[order, parts].rename_axis(index=None, columns=None)
+    table = table.filter([*EMOTIONS, "unknown", "all"], axis=0)  # in this order
+    return table.filter(["train", "val", "test", "all"]).rename_axis(index=None, columns=None)
 
 
 def _look(path):
     """Return fault, mode, digest of the pixels, perceptual hash (8 bytes) and thumbnail (256)."""
     image, mode = decode(path), ""
-    try:
+    with suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         with Image.open(path) as file:
             mode = file.mode
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        pass
     if image is None:
         fault = "cut off or damaged" if mode else "not an image"
         return fault, mode, None, np.zeros(8, np.uint8), np.zeros(256, np.uint8)
@@ -134,12 +129,9 @@ def _look_alikes(codes, thumbnails):
             a, b = a[same], b[same]
             near = np.unpackbits(codes[a] ^ codes[b], axis=1).sum(axis=1) <= ALIKE_BITS
             a, b = a[near], b[near]
-            x, y = (_standardise(thumbnails[i]) for i in (a, b))
-            alike = (x * y).mean(axis=1) >= ALIKE_CORRELATION
+            x, y = thumbnails[a].astype(np.float32), thumbnails[b].astype(np.float32)
+            x, y = (part - part.mean(axis=1, keepdims=True) for part in (x, y))
+            norm = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+            alike = (x * y).sum(axis=1) > ALIKE_CORRELATION * norm  # nothing is like a plain area
             np.minimum.at(seen, b[alike], a[alike])
     return seen
-
-
-def _standardise(thumbnails):
-    centred = thumbnails - thumbnails.mean(axis=1, keepdims=True, dtype=np.float32)
-    return centred / np.maximum(centred.std(axis=1, keepdims=True), 1e-6)

@@ -70,7 +70,7 @@ class EmotionCamera(anywidget.AnyWidget):
             raise EmoError(f"{got}; expected 0 or more and 1 to 4")
         self._model, self._pipeline = model, pipeline
         self._owned, self._failure = pipeline is None, None
-        self._busy, self._reading = threading.Lock(), threading.Lock()
+        self._busy = threading.Lock()
         self._rows = deque(maxlen=HISTORY)  # (Face, truth or None)
         self._born, self._offset, self._local = time.monotonic(), 0.0, True
         smoothing = float(smoothing if pipeline is None else pipeline.smoothing)
@@ -88,7 +88,7 @@ class EmotionCamera(anywidget.AnyWidget):
 
         Boxes are in pixels of the frames sent, 320 wide; `time` is since the camera was made.
         """
-        with self._reading:
+        with self._busy:
             rows = list(self._rows)
         table = faces_table([face for face, _ in rows])
         if any(truth for _, truth in rows):
@@ -167,8 +167,7 @@ class EmotionCamera(anywidget.AnyWidget):
         faces = self._pipeline.process(frame, seconds)
         index = content.get("index")
         truth = None if index is None or self._film is None else self._film[1][int(index)]
-        with self._reading:
-            self._rows.extend((face, truth) for face in faces)
+        self._rows.extend((face, truth) for face in faces)
         answer = {"kind": "result", "time": seconds, "ms": 1000 * (time.perf_counter() - started)}
         return answer | {"faces": [_message(face, frame.shape) for face in faces]}, None
 

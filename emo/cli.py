@@ -4,7 +4,7 @@ import json
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import cv2
 import pandas as pd
@@ -19,15 +19,16 @@ from emo.bench import BENCHES, machine
 from emo.dataset import decode, pack_images, split_manifest
 from emo.download import download_kaggle, unpack_archive
 from emo.errors import EmoError
-from emo.export import export_run
+from emo.export import FILES, export_run
 from emo.faces import MediaPipeFaceDetector
 from emo.files import atomic_path, work_folder
 from emo.live import LivePipeline, draw_overlay
 from emo.plots import plot_classes
+from emo.recipes import TrainConfig
 from emo.recognize import create_recognizer, predict_files
 from emo.sources import QUARANTINE, read_dataset
 from emo.synth import animate, write_dataset
-from emo.train import TrainConfig, fit
+from emo.train import fit
 from emo.window import Camera, film_writer, run_live
 
 
@@ -37,13 +38,7 @@ def arg(kind, text, **options):
 
 
 Text = str | None
-Format = Literal["weights", "torchscript", "onnx", "int8", "keras"]
-FORMATS = get_args(Format)
-Labels = Literal["label", "folder"]
-Split = Literal["train", "val", "test"]
 ModelFile = arg(str, "Model file: .pth, .pt, .onnx or .h5.")
-DropDuplicates = arg(bool, "Put all but one copy of each picture into quarantine, too.")
-Frontal = arg(bool, "Look into the camera, without large turns, blur or hands in the way.")
 Device = arg(Literal["cpu", "cuda"], "Where the model runs.")
 
 
@@ -67,7 +62,7 @@ def synth(
     count: arg(int, "How many faces; a film takes no notice of it.") = 2000,
     seed: arg(int, "The same seed gives the same bytes.") = 0,
     size: arg(int, "Pixels a side.") = 96,
-    frontal: Frontal = False,
+    frontal: arg(bool, "Look into the camera: no large turns, blur or hands in the way.") = False,
 ):
     """Draw synthetic faces with true emotion, valence and arousal."""
     if Path(dest).suffix.lower() in (".mp4", ".webm"):
@@ -88,9 +83,9 @@ def synth(
 def check(
     data_dir: arg(str, "Folder of the data."),
     layout: arg(Text, "Force a layout instead of recognising it.") = None,
-    labels: arg(Labels, "Which label to trust on the Kaggle set.") = "label",
+    labels: arg(Literal["label", "folder"], "Which to trust on the Kaggle set.") = "label",
     class_order: arg(Text, "What the numbers 0–7 mean: affectnet, alphabetical or ferplus.") = None,
-    drop_duplicates: DropDuplicates = False,
+    drop_duplicates: arg(bool, "Quarantine all but one copy of each picture, too.") = False,
 ):
     """Read a data set, report what is wrong with it, and put unusable images into quarantine."""
     options = {"labels": labels, "class_order": class_order, "quarantined": True}
@@ -119,14 +114,13 @@ def train(
 ):
     """Train both heads and write a run folder."""
     fit(config, resume=resume)
-    print(f"wrote {config.output_dir}; next: python -m emo evaluate --run {config.output_dir}")
 
 
 def evaluate(
     run: arg(Text, "Run folder.") = None,
     model: arg(Text, "A model file instead of a run.") = None,
     data_dir: arg(Text, "Data other than the run's own.") = None,
-    split: arg(Split, "Part of the data.") = "test",
+    split: arg(Literal["train", "val", "test"], "Part of the data.") = "test",
     output_dir: arg(Text, "Where to write; the run's folder unless told.") = None,
     against: arg(Text, "Another run, evaluated on the same images, to compare with.") = None,
 ):
@@ -139,7 +133,8 @@ def evaluate(
 
 
 def export(
-    run: arg(str, "Run folder."), formats: arg(tuple[Format, ...], "Which formats.") = FORMATS
+    run: arg(str, "Run folder."),
+    formats: arg(tuple[Literal[*FILES], ...], "Which formats.") = tuple(FILES),
 ):
     """Write a run's model in other formats and prove that they agree with PyTorch."""
     print(export_run(run, formats).T.to_string(float_format="{:.4g}".format))
@@ -164,9 +159,12 @@ def predict(
         if annotate:
             _annotate(files, Path(annotate), LivePipeline(recognizer, detector, smoothing=0))
     if json_:
-        print(json.dumps(rows, indent=2))
-    else:
-        _print_predictions(rows, recognizer.va)
+        return print(json.dumps(rows, indent=2))
+    columns = ["image_path", "emotion", "confidence", "valence", "arousal", "note"]
+    table = pd.DataFrame(rows).reindex(columns=columns).dropna(axis=1, how="all")
+    print(table.to_string(index=False, na_rep="", float_format="{:.2f}".format))
+    if "valence" in table and recognizer.va == "derived":
+        print("valence and arousal: what the model makes of class means (derived from the class)")
 
 
 def live(
@@ -207,32 +205,18 @@ def main(args=None):
         commands = {function.__name__: function for function in COMMANDS}
         options = {"prog": "emo", "args": args, "config": (tyro.conf.OmitArgPrefixes,)}
         tyro.extras.subcommand_cli_from_dict(commands, description=__doc__, **options)
-    except EmoError as error:
-        _stop(error)
-    except OSError as error:  # a full disk, a read-only folder
-        _stop(f"{error.strerror or error}: {error.filename or 'file'}")
+    except (EmoError, OSError) as error:
+        if isinstance(error, OSError):  # a full disk, a read-only folder
+            error = f"{error.strerror or error}: {error.filename or 'file'}"
+        print(f"emo: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def _stop(message):
-    print(f"emo: {message}", file=sys.stderr)
-    sys.exit(2)
 
 
 def _describe(manifest, folder):
     report = pd.DataFrame(manifest.attrs["report"]).to_string()
     print(f"{folder}: {manifest.attrs['layout']} layout\n{report}")
-
-
-def _print_predictions(rows, va):
-    width = max(len(row["image_path"]) for row in rows)
-    for row in rows:
-        text = row.get("note") or f"{row['emotion']:8} {row['confidence']:6.1%}"
-        if row.get("valence") is not None:
-            text += f"  valence {row['valence']:+.2f}  arousal {row['arousal']:+.2f}"
-            text += "  (derived from the class)" if va == "derived" else ""
-        print(f"{row['image_path']:{width}}  {text}")
 
 
 def _annotate(files, folder, pipeline):

@@ -106,17 +106,23 @@ def normalise(images, mean=IMAGE_MEAN, std=IMAGE_STD, colour="rgb"):
     return (images - mean) / images.new_tensor(std).view(1, 3, 1, 1)
 
 
-def augment(images, degrees=15.0):
-    """Flip and rotate normalised images (B, 3, H, W) by up to ±`degrees`, each one differently.
+def augment(images, degrees=15.0, zoom=0.0, shift=0.0):
+    """Mirror, turn, crop and move normalised images (B, 3, H, W), each one differently.
 
-    A mirrored face keeps its emotion, valence and arousal. Corners repeat the border.
+    A mirrored face keeps its emotion, valence and arousal. `degrees`: the largest rotation; `zoom`:
+    the share of the area that a crop may leave out; `shift`: the largest move, in sides of the
+    image. One resampling does it all, on the images' device; corners repeat the border.
     """
-    count, device = len(images), images.device
-    angle = torch.deg2rad((torch.rand(count, device=device) * 2 - 1) * degrees)
-    mirror = torch.where(torch.rand(count, device=device) < 0.5, -1.0, 1.0)
-    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    matrix = torch.stack([mirror * cos, -sin, zero, mirror * sin, cos, zero], dim=1).view(-1, 2, 3)
-    grid = functional.affine_grid(matrix, images.shape, align_corners=False).to(images.dtype)
+    draws = torch.rand(6, len(images), device=images.device)  # [0, 1)
+    angle, ratio, x, y = (draws[:4] * 2 - 1).unbind()
+    mirror = torch.where(draws[4] < 0.5, -1.0, 1.0)
+    side, stretch = (1 - zoom * draws[5]).sqrt(), (ratio * zoom / 4).exp()
+    across, down = side * stretch, side / stretch
+    x, y = (v * ((1 - s).clamp(min=0) + 2 * shift) for v, s in ((x, across), (y, down)))
+    cos, sin = torch.deg2rad(angle * degrees).cos(), torch.deg2rad(angle * degrees).sin()
+    rows = [mirror * cos * across, -sin * down, x, mirror * sin * across, cos * down, y]
+    matrix = torch.stack(rows, dim=1).view(-1, 2, 3)
+    grid = functional.affine_grid(matrix, images.shape, align_corners=False)
     return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
@@ -174,9 +180,9 @@ class _Rows:
 def make_loader(dataset, batch_size, shuffle=False, seed=0, drop_last=False):
     """Return a `DataLoader` of whole batches; `seed` fixes the order of a shuffled epoch."""
     generator = torch.Generator().manual_seed(seed)
-    return DataLoader(  # `dict` leaves the batch of `__getitems__` as it is
-        dataset, batch_size, shuffle, generator=generator, drop_last=drop_last, collate_fn=dict
-    )
+    options = {"drop_last": drop_last, "pin_memory": torch.cuda.is_available()}
+    options["collate_fn"] = dict  # leaves the batch of `__getitems__` as it is
+    return DataLoader(dataset, batch_size, shuffle, generator=generator, **options)
 
 
 def pack_images(manifest, root, image_size, pack=True):

@@ -19,8 +19,9 @@ from emo.errors import EmoError
 from emo.files import atomic_path, write_json
 from emo.plots import plot_confusion, plot_reliability, plot_va_scatter
 from emo.recognize import create_recognizer
-from emo.sources import VA, read_dataset, va_state
-from emo.train import annotated_rows, combined_score, load_data, read_config, read_manifest
+from emo.runs import load_data, read_config, read_manifest
+from emo.sources import VA, annotated_rows, read_dataset, va_state
+from emo.train import combined_score
 
 PREDICTED_VA = [f"pred_{name}" for name in VA]
 CLASS_PAIR = ["emotion", "pred_emotion"]
@@ -160,13 +161,9 @@ def write_report(folder, predictions, numbers, config):
     values["rows"] = "\n".join(f"| {name} | {text} |" for name, text in lines.items())
     _fill("model_card.md", folder / "MODEL_CARD.md", values)
     rows = [f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in lines.items()]
-    figures = [
-        f'<figure><img alt="{escape(name)}" src="data:image/png;base64,{image}">'
-        f"<figcaption>{escape(name)}</figcaption></figure>"
-        for name, image in _figures(predictions, numbers)
-    ]
     values = {"backbone": escape(config["backbone"]), "rows": "".join(rows)}
-    _fill("report.html", folder / "report.html", values | {"figures": "".join(figures)})
+    values["figures"] = "".join(_figures(predictions, numbers))
+    _fill("report.html", folder / "report.html", values)
 
 
 def _fill(template, path, values):
@@ -254,7 +251,7 @@ def _intervals(statistic, table, columns, rounds):
 
 
 def _figures(predictions, numbers):
-    """Yield titles and figures as base64 PNG; drawn without pyplot, so that threads may call it."""
+    """Yield figures as HTML, PNG inside; drawn without pyplot, so that threads may call it."""
     table = predictions[predictions["emotion"] >= 0]
     bins = metrics.reliability(table[list(PROBABILITY_COLUMNS)], table["emotion"])
     drawings = {
@@ -269,7 +266,9 @@ def _figures(predictions, numbers):
         draw(ax=figure.subplots())
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=110)
-        yield title, base64.b64encode(buffer.getvalue()).decode()
+        image = base64.b64encode(buffer.getvalue()).decode()
+        picture = f'<img alt="{escape(title)}" src="data:image/png;base64,{image}">'
+        yield f"<figure>{picture}<figcaption>{escape(title)}</figcaption></figure>"
 
 
 def _with_interval(value, interval):

@@ -18,7 +18,7 @@ from emo.evaluation import compute_metrics, predict_dataset
 from emo.files import atomic_path, write_json
 from emo.model import load_model, save_weights
 from emo.recognize import create_recognizer, import_keras
-from emo.train import load_data, read_config
+from emo.runs import load_data, read_config
 
 FILES = {"weights": "model_weights.pth", "torchscript": "model_torchscript.pt"}
 FILES |= {"onnx": "model.onnx", "int8": "model_int8.onnx", "keras": "model.h5"}
@@ -143,15 +143,14 @@ class _KerasTwin(torch.fx.Interpreter):
         if np.any(getattr(part, "padding", 0)):
             x = layers.ZeroPadding2D(part.padding)(x)  # zeros suit MaxPool2d only after a ReLU
         match name:
-            case "Conv2d" if part.groups in (1, part.in_channels):
-                options = {"strides": part.stride, "use_bias": part.bias is not None}
-                if part.groups == 1:
-                    layer = layers.Conv2D(part.out_channels, part.kernel_size, **options)
-                    return _fill(layer, x, part.weight.permute(2, 3, 1, 0), part.bias)
-                layer = layers.DepthwiseConv2D(part.kernel_size, **options)
-                return _fill(layer, x, part.weight.permute(2, 3, 0, 1), part.bias)
             case "Conv2d":
-                name = "grouped Conv2d"
+                options = {"strides": part.stride, "use_bias": part.bias is not None}
+                if 1 < part.groups == part.in_channels == part.out_channels:
+                    layer = layers.DepthwiseConv2D(part.kernel_size, **options)
+                    return _fill(layer, x, part.weight.permute(2, 3, 0, 1), part.bias)
+                options |= {"filters": part.out_channels, "groups": part.groups}
+                layer = layers.Conv2D(kernel_size=part.kernel_size, **options)
+                return _fill(layer, x, part.weight.permute(2, 3, 1, 0), part.bias)
             case "BatchNorm2d":
                 layer = layers.BatchNormalization(epsilon=part.eps, momentum=0.9)
                 return _fill(layer, x, part.weight, part.bias, part.running_mean, part.running_var)
@@ -213,6 +212,8 @@ def _faces(part, reference, count):
 def _facts(name, path, recognizer, faces, expected, val):
     logits, va = recognizer.run(faces)
     numbers = compute_metrics(predict_dataset(recognizer, val), va=recognizer.va, rounds=1)
+    calls = timeit.repeat(lambda: recognizer.run(faces[:1]), number=1, repeat=5 + TIMED_CALLS)
+    times = calls[5:]  # the first ones warm up
     return {
         "format": name,
         "megabytes": path.stat().st_size / 1e6,
@@ -221,14 +222,9 @@ def _facts(name, path, recognizer, faces, expected, val):
         "agreement": float((logits.argmax(1) == expected[0].argmax(1)).mean()),
         "val_accuracy": numbers["emotion"]["accuracy"],
         "val_mean_ccc": numbers["mean_ccc"],
-        **_latency(recognizer, faces[:1]),
+        "median_ms": 1000 * float(np.median(times)),
+        "p95_ms": 1000 * float(np.quantile(times, 0.95)),
     }
-
-
-def _latency(recognizer, face):
-    times = timeit.repeat(lambda: recognizer.run(face), number=1, repeat=5 + TIMED_CALLS)
-    median, p95 = 1000 * np.quantile(times[5:], [0.5, 0.95])  # the first calls warm up
-    return {"median_ms": float(median), "p95_ms": float(p95)}
 
 
 def _prove(row):

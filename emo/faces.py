@@ -3,7 +3,7 @@
 import os
 import threading
 import weakref
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from operator import attrgetter
 
 import cv2
@@ -53,7 +53,6 @@ class MediaPipeFaceDetector(AbstractContextManager):
             self._detector = vision.FaceDetector.create_from_options(setup)
             # At exit at the latest: MediaPipe's own clean-up fails once the interpreter goes.
             self._close = weakref.finalize(self, _close_quietly, self._detector)
-            self._lock = threading.Lock()
 
     def detect(self, image_bgr):
         """Return a list of (bbox, score) for a BGR uint8 image (H, W, 3), largest face first."""
@@ -64,7 +63,7 @@ class MediaPipeFaceDetector(AbstractContextManager):
             raise EmoError(f"expected a BGR image (H, W, 3), got {shape}")
         rgb = np.ascontiguousarray(cv2.cvtColor(image_bgr, cv2.COLOR_BGR2RGB))
         image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=rgb)
-        with self._lock, quiet_stderr():  # a warning may come with any frame
+        with quiet_stderr():  # a warning may come with any frame
             found = self._detector.detect(image).detections
         faces = [(_place(f.bounding_box), float(f.categories[0].score)) for f in found]
         return sorted(faces, key=lambda face: -face[0][2] * face[0][3])
@@ -106,30 +105,16 @@ def _close_quietly(detector):
 def quiet_stderr():
     """Hide what C++ libraries write to the process's stderr: their log would frighten a class.
 
-    Threads may overlap in it: the first one in hides, the last one out restores.
+    Threads take turns in it, and so in MediaPipe: the process has one stderr.
     """
-    with _quiet_lock:
-        if not _quiet:
-            _quiet.append(_hide_stderr())
-        _quiet.append(None)
-    try:
+    with _one_at_a_time, ExitStack() as afterwards:
+        with suppress(OSError):  # a process without a stderr has nothing to hide
+            kept = os.dup(2)
+            afterwards.callback(os.close, kept)
+            afterwards.callback(os.dup2, kept, 2)  # the last one is called first
+            with open(os.devnull, "w") as null:
+                os.dup2(null.fileno(), 2)
         yield
-    finally:
-        with _quiet_lock:
-            _quiet.pop()
-            if len(_quiet) == 1 and (kept := _quiet.pop()) is not None:
-                os.dup2(kept, 2)
-                os.close(kept)
 
 
-def _hide_stderr():
-    try:
-        kept = os.dup(2)
-    except OSError:  # a process without a stderr has nothing to hide
-        return None
-    with open(os.devnull, "w") as null:
-        os.dup2(null.fileno(), 2)
-    return kept
-
-
-_quiet, _quiet_lock = [], threading.Lock()  # the true stderr, then an entry for each one inside
+_one_at_a_time = threading.RLock()

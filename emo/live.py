@@ -43,14 +43,6 @@ class Face:
         return None if self.probabilities is None else float(self.probabilities.max())
 
 
-@dataclass
-class _Track:
-    number: int
-    bbox: tuple
-    seen: float
-    state: np.ndarray | None = None  # (10,) probabilities, valence, arousal
-
-
 class LivePipeline:
     """Frame (BGR) → list of `Face`: detect, follow, crop, predict, smooth.
 
@@ -67,7 +59,7 @@ class LivePipeline:
 
     def reset(self):
         """Forget all faces, as at the start of a new film."""
-        self._tracks, self._numbers = [], count()
+        self._known, self._numbers = [], count()  # the latest `Face` of each track
 
     def process(self, frame_bgr, seconds=None):
         """Return the faces of one BGR frame (H, W, 3), largest first.
@@ -76,39 +68,36 @@ class LivePipeline:
         """
         seconds = time.monotonic() if seconds is None else seconds
         found = self.detector.detect(frame_bgr)[: self.max_faces]
-        tracks = self._follow([bbox for bbox, _ in found], seconds)
-        faces = [Face(t.number, *face, seconds) for t, face in zip(tracks, found, strict=True)]
+        before = self._follow([bbox for bbox, _ in found], seconds)
+        tracks = [next(self._numbers) if face is None else face.track for face in before]
+        faces = [Face(t, *face, seconds) for t, face in zip(tracks, found, strict=True)]
+        self._known += faces
         large = [i for i, face in enumerate(faces) if min(face.bbox[2:]) >= MIN_FACE]
         crops = [crop_face(frame_bgr, faces[i].bbox, self.recognizer.crop_margin) for i in large]
         batch = self.recognizer.preprocessor.preprocess_batch(crops)
         for i, result in zip(large, self.recognizer.predict_batch(batch), strict=True):
-            self._smooth(tracks[i], faces[i], result)
-        for track in tracks:
-            track.seen = seconds
+            self._smooth(faces[i], before[i], result)
         return faces
 
     def _follow(self, boxes, seconds):
-        """Give each box the track it overlaps most, or a new one."""
-        free = {t.number: t for t in self._tracks if seconds - t.seen <= FORGET}
-        pairs = [(overlap(t.bbox, b), n, i) for n, t in free.items() for i, b in enumerate(boxes)]
-        tracks = [None] * len(boxes)
+        """Return the known face that each box overlaps most, or None; keep the others known."""
+        free = {f.track: f for f in self._known if seconds - f.time <= FORGET}
+        pairs = [(overlap(f.bbox, b), n, i) for n, f in free.items() for i, b in enumerate(boxes)]
+        before = [None] * len(boxes)
         for iou, number, i in sorted(pairs, reverse=True):
-            if iou >= SAME_FACE and number in free and tracks[i] is None:
-                tracks[i] = free.pop(number)
-        for i, box in enumerate(boxes):
-            tracks[i] = tracks[i] or _Track(next(self._numbers), box, seconds)
-            tracks[i].bbox = box
-        self._tracks = [*free.values(), *tracks]
-        return tracks
+            if iou >= SAME_FACE and number in free and before[i] is None:
+                before[i] = free.pop(number)
+        self._known = [*free.values()]
+        return before
 
-    def _smooth(self, track, face, result):
+    def _smooth(self, face, before, result):
         numbers = *result["probabilities"].values(), result["valence"], result["arousal"]
         raw = np.array(numbers, float)  # None becomes NaN
-        if track.state is not None and self.smoothing > 0:
+        if before is not None and before.probabilities is not None and self.smoothing > 0:
             # Time-aware, so that the same dial feels the same at 5 and at 30 frames a second.
-            keep = math.exp(-max(face.time - track.seen, 0) / self.smoothing)
-            raw = keep * track.state + (1 - keep) * raw
-        track.state = raw
+            keep = math.exp(-max(face.time - before.time, 0) / self.smoothing)
+            smooth = np.array([*before.probabilities, before.valence, before.arousal], float)
+            raw = keep * smooth + (1 - keep) * raw
         face.probabilities = raw[:8]
         face.valence, face.arousal = (None if math.isnan(v) else float(v) for v in raw[8:])
         face.state = "ok" if face.confidence >= NOT_SURE else "not sure"

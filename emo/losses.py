@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot
 
 
 class MultiTaskLoss(NamedTuple):
@@ -14,27 +14,58 @@ class MultiTaskLoss(NamedTuple):
     va: torch.Tensor
 
 
-def multitask_loss(output, batch, alpha=1.0, beta=0.5):
-    """Return cross-entropy and mean squared error, each over the rows that have the label.
+def multitask_loss(output, batch, alpha=1.0, beta=0.5, *, va_loss="mse", votes=False):
+    """Return cross-entropy and valence/arousal loss, each over the rows that have the label.
 
     `output` is an `EmotionOutput`; `batch["emotion"]` (B,) holds −1 and `batch["va"]` (B, 2) NaN
     where nobody annotated. A task without any label gives 0, where a mean would give NaN.
+    `va_loss` is "mse" or "ccc". With `votes`, all annotators of a face are the target where
+    `batch["votes"]` (B, 8) holds their shares, not the one class.
     """
-    emotion = emotion_loss(output.logits, batch["emotion"])
-    va = va_loss(output.va, batch["va"])
+    emotion = emotion_loss(output.logits, batch["emotion"], batch.get("votes") if votes else None)
+    va = {"mse": squared_error, "ccc": ccc_loss}[va_loss](output.va, batch["va"])
     return MultiTaskLoss(alpha * emotion + beta * va, emotion, va)
 
 
-def emotion_loss(logits, target):
+def emotion_loss(logits, target, votes=None):
     """Mean cross-entropy of logits (B, 8) over rows whose target (B,) is not −1."""
     known = target >= 0
-    total = cross_entropy(logits.float(), target.long(), ignore_index=-1, reduction="sum")
-    return total / known.sum().clamp(min=1)
+    shares = one_hot(target.clamp(min=0), logits.shape[1]).float()
+    if votes is not None:
+        counts = votes.nan_to_num()
+        total = counts.sum(dim=1, keepdim=True)
+        shares = torch.where(total > 0, counts / total.clamp(min=1e-6), shares)
+    rows = cross_entropy(logits.float(), shares, reduction="none")
+    return (rows * known).sum() / known.sum().clamp(min=1)
 
 
-def va_loss(va, target):
+def squared_error(va, target):
     """Mean squared error of va (B, 2) over the values of target (B, 2) that are not NaN."""
+    error, known = _masked(va, target)
+    return error.square().sum() / known.sum().clamp(min=1)
+
+
+def ccc_loss(va, target):
+    """1 − CCC of each dimension over its values that are not NaN, averaged over dimensions.
+
+    Small batches estimate the CCC poorly, and one value tells nothing about it: that gives 0.
+    """
+    error, known = _masked(va, target)
+    count = known.sum(dim=0).clamp(min=1)
+    truth = torch.where(known, target, 0.0).float()
+    spread = 0.0
+    for values in (truth, truth + error):  # (B, 2), 0 where unknown
+        centred = (values - values.sum(dim=0) / count) * known
+        spread = spread + centred.square().sum(dim=0) / count
+    # CCC = 2 cov / (var + var + (difference of means)²) = 1 − mean squared error / denominator
+    distance = spread + (error.sum(dim=0) / count).square()
+    share = error.square().sum(dim=0) / count / distance.clamp(min=1e-6)
+    usable = known.sum(dim=0) > 1
+    return (share * usable).sum() / usable.sum().clamp(min=1)
+
+
+def _masked(va, target):
+    """Return va − target with 0 where the target is NaN, and where it is not; both (B, 2)."""
     known = torch.isfinite(target)
     # NaN is replaced before the subtraction: 0 × NaN would still be NaN in the gradient.
-    error = va.float() - torch.where(known, target, va.detach()).float()
-    return (error.square() * known).sum() / known.sum().clamp(min=1)
+    return va.float() - torch.where(known, target, va.detach()).float(), known

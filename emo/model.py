@@ -1,5 +1,6 @@
 """A shared backbone with two heads, and its checkpoint. Built by hand in notebooks/03."""
 
+import io
 import pickle
 from pathlib import Path
 from typing import NamedTuple
@@ -73,8 +74,15 @@ def create_model(backbone="resnet18", num_classes=8, pretrained=True):
 
 def save_weights(model, path):
     """Write the state dict, with its config inside, as one file."""
+    save_torch(model.state_dict(), path)
+
+
+def save_torch(value, path):
+    """Write tensors and plain values to a `.pth` file, whole or not at all."""
+    buffer = io.BytesIO()  # written to a file by PyTorch, a full disk is no OSError
+    torch.save(value, buffer)
     with atomic_path(path) as temporary:
-        torch.save(model.state_dict(), temporary)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def load_torch(path):

@@ -13,16 +13,8 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from emo import emotions
 from emo.download import IMAGE_SUFFIXES
-from emo.emotions import (
-    CLASS_MEAN_VA,
-    CLASS_ORDERS,
-    PROBABILITY_COLUMNS,
-    derive_va,
-    emotion_id,
-    ids_of_order,
-    is_emotion_name,
-)
 from emo.errors import EmoError
 from emo.files import atomic_path, work_folder
 
@@ -54,16 +46,17 @@ def read_dataset(root, layout=None, *, labels="label", class_order=None, quarant
     if layout not in LAYOUTS:
         raise EmoError(f"unknown layout {layout!r}; expected {', '.join(LAYOUTS)}")
     found = _image_paths(base)
-    manifest = LAYOUTS[layout](base, found, {"labels": labels, "class_order": class_order})
-    manifest = _check_labels(_tidy(manifest), root)
+    table = _tidy(LAYOUTS[layout](base, found, {"labels": labels, "class_order": class_order}))
+    manifest = _check_labels(table[table["why"].isna()].drop(columns="why"), root)
     if not class_order and layout == "csv":
         _check_order(manifest, root)
-    kept, unlabelled = _drop_unusable(manifest, found, base, root, quarantined)
-    dropped = kept.attrs["dropped"]
+    kept, why = _drop_unusable(manifest, found, base, root, quarantined)
+    dropped = pd.concat([why, table["why"]]).value_counts().to_dict()
     if kept.empty:
         raise EmoError(f"{root} ({layout} layout) has no usable labelled image: {dropped}")
     rows = {"kept": len(kept)} | {f"dropped: {why}": n for why, n in dropped.items()}
-    rows |= {"in all": sum(rows.values()), "images without a label": unlabelled}
+    unlabelled = set(found).difference(table["image_path"])
+    rows |= {"in all": len(table), "images without a label": len(unlabelled)}
     kept.attrs = {"layout": layout, "report": {"rows": rows}}
     return kept
 
@@ -85,7 +78,8 @@ def detect_layout(root):
         return "affectnet2021"
     if any(_affectnet_2017_lists(base)):
         return "affectnet2017"
-    if _class_folders(base):
+    below = [folder for folder in base.glob("*/*/") if folder.parent.name.lower() in SPLITS]
+    if any(_names_a_class(folder.name) for folder in [*base.glob("*/"), *below]):
         return "folders"
     known = "labels.csv, FER2013Train, train_set, AffectNet list or folders named after emotions"
     fault = f"{root} holds no data set that emo knows: no {known}"
@@ -94,15 +88,15 @@ def detect_layout(root):
 
 def fill_derived_va(manifest):
     """Fill empty valence/arousal from class means (weighted by votes) and mark `va_derived`."""
-    manifest, annotated = manifest.copy(), annotated_rows(manifest)
-    emotion = manifest["emotion"].to_numpy(int)
-    votes = manifest.reindex(columns=PROBABILITY_COLUMNS).fillna(0.0).to_numpy(float, copy=True)
+    emotion, annotated = manifest["emotion"].to_numpy(int), annotated_rows(manifest)
+    votes = manifest.reindex(columns=emotions.PROBABILITY_COLUMNS).fillna(0.0)
+    votes = votes.to_numpy(float, copy=True)
     plain = (votes.sum(axis=1) == 0) & (emotion >= 0)
     votes[plain, emotion[plain]] = 1
-    derived = pd.DataFrame(derive_va(votes), manifest.index, VA)
-    manifest[list(VA)] = manifest[list(VA)].fillna(derived)
-    manifest["va_derived"] = (~annotated & manifest[list(VA)].notna().all(axis=1)).astype(int)
-    return manifest
+    derived = pd.DataFrame(emotions.derive_va(votes), manifest.index, VA)
+    filled = manifest[list(VA)].fillna(derived)
+    known = filled.notna().all(axis=1)
+    return manifest.assign(**filled, va_derived=(~annotated & known).astype(int))
 
 
 def annotated_rows(manifest):
@@ -127,7 +121,7 @@ def _read_csv(base, found, options):
         table = _join(_table(p, columns).assign(split=s) for s, p in _split_csvs(base))
     if order := options["class_order"]:
         numbers = pd.to_numeric(table["emotion"], errors="coerce")
-        translated = numbers.map(dict(enumerate(ids_of_order(order))))
+        translated = numbers.map(dict(enumerate(emotions.ids_of_order(order))))
         table["emotion"] = translated.where(translated.notna(), table["emotion"])  # names stay
     return table
 
@@ -136,7 +130,7 @@ def _read_kaggle(base, found, options):
     """Kaggle's set: a model made `label`, AffectNet the folders; `relFCs` is no confidence."""
     table = _table(base / "labels.csv", ("pth", "label"))
     parents = [PurePosixPath(str(path).replace("\\", "/")).parent.name for path in table["pth"]]
-    folder = pd.Series([name if is_emotion_name(name) else None for name in parents])
+    folder = pd.Series([name if emotions.is_emotion_name(name) else None for name in parents])
     names = folder if options["labels"] == "folder" else table["label"]
     manifest = pd.DataFrame({"image_path": table["pth"], "emotion": _ids(names)})
     return manifest.assign(folder_emotion=_ids(folder), relFCs=table.get("relFCs"))
@@ -151,17 +145,16 @@ def _read_ferplus(base, found, options):
             tables.append(table.assign(image_path=part + "/" + table["0"].astype(str), split=split))
     table = _join(tables)
     counts = table[[str(i) for i in range(2, 12)]].apply(pd.to_numeric, errors="coerce")
-    counts = counts.where(counts >= 0).to_numpy(float, copy=True)
-    bad = ~np.isfinite(counts).all(axis=1) | (counts.sum(axis=1) == 0)
-    counts[bad] = 1
+    counts = counts.where((counts >= 0) & (counts < np.inf)).to_numpy(float)
+    bad = np.isnan(counts).any(axis=1) | (counts.sum(axis=1) == 0)
     largest = np.where(bad, 10, counts.argmax(axis=1))  # ties go to the first column of the file
-    order = ids_of_order("ferplus")
+    order = emotions.ids_of_order("ferplus")
     table = table[["image_path", "split"]].assign(emotion=np.append(order, [-1] * 3)[largest])
     shares = counts[:, :8] / np.maximum(counts[:, :8].sum(axis=1, keepdims=True), 1)
-    table[list(PROBABILITY_COLUMNS)] = shares[:, np.argsort(order)]
+    table[list(emotions.PROBABILITY_COLUMNS)] = shares[:, np.argsort(order)]
     names = {8: "most annotators said unknown", 9: "most annotators said not a face"}
     names |= {10: "the votes are missing or damaged"}
-    return _keep(table, pd.Series(largest).map(names), found)
+    return table.assign(why=pd.Series(largest).map(names))
 
 
 def _read_affectnet_2017(base, found, options):
@@ -179,7 +172,7 @@ def _read_affectnet_2017(base, found, options):
         paths = [known.get(PurePosixPath(path).parts[-2:], path) for path in paths]
         tables.append(table.assign(image_path=paths, split=split, automatic=int(automatic)))
     table = _join(tables).rename(columns={"expression": "emotion"})
-    return _affectnet_rows(table[["image_path", "split", "emotion", *VA, "automatic"]], found)
+    return _affectnet_rows(table[["image_path", "split", "emotion", *VA, "automatic"]])
 
 
 def _read_affectnet_2021(base, found, options):
@@ -191,7 +184,7 @@ def _read_affectnet_2021(base, found, options):
             table = _annotations(base, part)
             paths = [images.get(i, f"{part}/images/{i}.jpg") for i in table["id"]]
             tables.append(table.assign(image_path=paths, split=split))
-    return _affectnet_rows(_join(tables).drop(columns="id"), found)
+    return _affectnet_rows(_join(tables).drop(columns="id"))
 
 
 def _annotations(base, part):
@@ -220,22 +213,14 @@ def _number(path):
         return "damaged"
 
 
-def _affectnet_rows(table, found):
-    """Keep the eight emotions, count the other rows, and leave −2 (not annotated) empty."""
+def _affectnet_rows(table):
+    """Leave −2 (not annotated) empty; say why rows without one of the eight emotions drop out."""
     emotion = pd.to_numeric(table["emotion"], errors="coerce")
     va = {name: table[name].where(pd.to_numeric(table[name], "coerce") != -2) for name in VA}
     table = table.assign(**va)
     damaged = (table[list(VA)] == "damaged").any(axis=1) | ~emotion.isin(range(11))
     why = emotion.map({i: f"expression {name}" for i, name in _NO_EMOTION.items()})
-    return _keep(table, why.where(~damaged, "the annotation is missing or damaged"), found)
-
-
-def _keep(table, why, found=()):
-    """Keep the rows without a reason to drop them; count the reasons, and the images dropped."""
-    kept, images = table[why.isna()].reset_index(drop=True), table["image_path"][why.notna()]
-    kept.attrs["dropped"] = why.value_counts().to_dict()
-    kept.attrs["dropped_images"] = int(images.drop_duplicates().isin(found).sum())
-    return kept
+    return table.assign(why=why.where(~damaged, "the annotation is missing or damaged"))
 
 
 def _read_folders(base, found, options):
@@ -249,23 +234,25 @@ def _read_folders(base, found, options):
     table = pd.DataFrame(rows, columns=["image_path", "emotion", "split"])
     folders = [PurePosixPath(path).parent.name or "." for path in table["image_path"]]
     why = "folder is named after no emotion: " + pd.Series(folders, dtype=object)
-    return _keep(table, why.where(table["emotion"].isna()), found)
+    return table.assign(why=why.where(table["emotion"].isna()))
 
 
+# They return all rows that are listed; those with a reason in `why` are dropped.
 LAYOUTS = {"csv": _read_csv, "kaggle": _read_kaggle, "ferplus": _read_ferplus}
 LAYOUTS |= {"affectnet2017": _read_affectnet_2017, "affectnet2021": _read_affectnet_2021}
 LAYOUTS |= {"folders": _read_folders}
 
 
 def _folder_emotion(name, class_order, base):
-    if is_emotion_name(name):
-        return emotion_id(name)
-    if not (name.isdecimal() and int(name) < 8):
+    if emotions.is_emotion_name(name):
+        return emotions.emotion_id(name)
+    if not _names_a_class(name):
         return None
     if class_order is None:
         fault = f"{base} has folders named by number, and data sets differ in what {name} means"
-        raise EmoError(f"{fault}; say whose order it is: --class-order {'|'.join(CLASS_ORDERS)}")
-    return int(ids_of_order(class_order)[int(name)])
+        orders = "|".join(emotions.CLASS_ORDERS)
+        raise EmoError(f"{fault}; say whose order it is: --class-order {orders}")
+    return int(emotions.ids_of_order(class_order)[int(name)])
 
 
 def _base(root):
@@ -274,8 +261,8 @@ def _base(root):
     if (root / "train" / "labels.csv").is_file():
         return root / "train"
     name = entries[0].name if len(entries) == 1 and entries[0].is_dir() else "several"
-    ours = name in (*_FERPLUS_PARTS, "train_set", "val_set", "several") or is_emotion_name(name)
-    return root if ours else _base(entries[0])
+    ours = (*_FERPLUS_PARTS, "train_set", "val_set", "several")
+    return root if name in ours or emotions.is_emotion_name(name) else _base(entries[0])
 
 
 def _image_paths(base):
@@ -290,10 +277,8 @@ def _image_paths(base):
     return sorted(found)
 
 
-def _class_folders(base):
-    names = [p.name for p in base.glob("*/") if p.is_dir()]
-    names += [p.name for p in base.glob("*/*/") if p.parent.name.lower() in SPLITS]
-    return [n for n in names if is_emotion_name(n) or (n.isdecimal() and int(n) < 8)]
+def _names_a_class(folder):
+    return emotions.is_emotion_name(folder) or (folder.isdecimal() and int(folder) < 8)
 
 
 def _split_csvs(base):
@@ -347,17 +332,18 @@ def _table(path, columns, header=0):
 
 
 def _ids(names):
-    known = {name: emotion_id(name) for name in names.dropna().unique()}
+    known = {name: emotions.emotion_id(name) for name in names.dropna().unique()}
     return names.map(known).fillna(-1).astype(int)
 
 
 def _tidy(manifest):
-    """Give every manifest the contract's columns; labels still as read, paths with slashes."""
-    missing = {name: np.nan for name in VA if name not in manifest}
+    """Give every manifest the contract's columns and `why`; labels still as read."""
+    missing = {name: None for name in (*VA, "why") if name not in manifest}
     paths = manifest["image_path"].astype(str).str.replace("\\", "/", regex=False)
     manifest = manifest.assign(image_path=paths.str.removeprefix("./"), **missing)
     numbers = pd.to_numeric(manifest["emotion"], errors="coerce")
-    manifest["emotion"] = numbers.fillna(_ids(manifest.loc[numbers.isna(), "emotion"]))
+    words = manifest.loc[numbers.isna() & manifest["why"].isna(), "emotion"]
+    manifest["emotion"] = numbers.fillna(_ids(words))
     if "split" in manifest:
         words = manifest["split"].fillna("").astype(str).str.strip()
         manifest["split"] = words.map(lambda word: SPLITS.get(word.lower(), word))
@@ -368,7 +354,7 @@ def _tidy(manifest):
 def _check_labels(manifest, root):
     """Return the manifest with labels as numbers, or name every column that holds others."""
     expected = {"emotion": "0–7 in AffectNet's order"} | dict.fromkeys(VA, "−1 to 1")
-    expected |= dict.fromkeys(PROBABILITY_COLUMNS, "0 to 1 (shares of the votes)")
+    expected |= dict.fromkeys(emotions.PROBABILITY_COLUMNS, "0 to 1 (shares of the votes)")
     faults, manifest = [], manifest.copy()
     for name in [name for name in expected if name in manifest]:
         values = pd.to_numeric(manifest[name], errors="coerce").astype(float)
@@ -392,9 +378,9 @@ def _check_order(manifest, root):
     rows = manifest[annotated_rows(manifest) & (manifest["emotion"] >= 0)]
     means = rows.groupby("emotion")[list(VA)].mean()[rows.groupby("emotion").size() >= 5]
     misfit = {}
-    for order in CLASS_ORDERS if len(means) >= 5 else ():
-        ids = ids_of_order(order)[means.index]
-        misfit[order] = np.abs(means.to_numpy() - CLASS_MEAN_VA[ids]).mean()
+    for order in emotions.CLASS_ORDERS if len(means) >= 5 else ():
+        ids = emotions.ids_of_order(order)[means.index]
+        misfit[order] = np.abs(means.to_numpy() - emotions.CLASS_MEAN_VA[ids]).mean()
     best = min(misfit, key=misfit.get, default="affectnet")
     if misfit and misfit["affectnet"] > 1.5 * misfit[best]:
         fault = f"the mean valence and arousal of the classes fit the {best} class order far better"
@@ -403,9 +389,7 @@ def _check_order(manifest, root):
 
 
 def _drop_unusable(manifest, found, base, root, quarantined):
-    """Drop rows without an image, listed twice or in quarantine; make paths relative to `root`."""
-    dropped, found = manifest.attrs.get("dropped", {}), set(found)
-    unlabelled = len(found - set(manifest["image_path"])) - manifest.attrs.get("dropped_images", 0)
+    """Drop rows without an image, listed twice or in quarantine, and say why; paths from `root`."""
     why = pd.Series(None, manifest.index, dtype=object)
     why[manifest["image_path"].duplicated()] = "listed twice"
     why[~manifest["image_path"].isin(found)] = "image file is missing"
@@ -419,6 +403,4 @@ def _drop_unusable(manifest, found, base, root, quarantined):
         same = [(root / image).stat().st_size == size for image, size in listed["bytes"].items()]
         reasons = ("in quarantine: " + listed["reason"][same].astype(object)).to_dict()
         why = why.where(why.notna(), manifest["image_path"].map(reasons))
-    kept = _keep(manifest, why)
-    kept.attrs["dropped"] |= {why: count for why, count in dropped.items() if count}
-    return kept, unlabelled
+    return manifest[why.isna()].reset_index(drop=True), why

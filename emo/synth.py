@@ -15,8 +15,7 @@ from emo.portrait import FACE, render, true_box
 
 ACTION_UNITS = tuple(FACE["action_units"])
 COVERS = tuple(FACE["covers"])  # what may hide a part of the face: `occlusion` 1, 2 and 3
-# Emotion: action unit, how often it is part of the display, how strong it then is.
-PROTOTYPES = {name: FACE["prototypes"][name] for name in EMOTIONS}
+PROTOTYPES = FACE["prototypes"]  # emotion: action units, how often and how strong each one is
 
 
 def sample(emotion=None, *, seed, identity=None, frontal=False):

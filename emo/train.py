@@ -1,66 +1,33 @@
-"""Train both heads: TrainConfig, fit, run folder, resume. The loop is built in notebooks/03."""
+"""Train both heads: `fit` and its loop, on one device or many. Built by hand in notebooks/03."""
 
 import copy
-import dataclasses
 import math
 import time
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
-from torch.optim.swa_utils import AveragedModel
+from accelerate.utils import broadcast
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from emo import metrics
-from emo.dataset import FaceDataset, augment, make_loader, normalise, pack_images, split_manifest
+from emo.dataset import augment, make_loader, normalise
 from emo.emotions import EMOTIONS
 from emo.errors import EmoError
 from emo.faces import DEFAULT_MARGIN, MediaPipeFaceDetector, measure_crop_margin
-from emo.files import atomic_path, read_json, write_json
-from emo.losses import multitask_loss
-from emo.model import EmotionOutput, create_model, load_model, load_torch, save_weights
+from emo.losses import MultiTaskLoss, multitask_loss
+from emo.model import EmotionOutput, create_model, load_model
+from emo.recipes import AVERAGE, RAMP, RECIPES, STOP_PATIENCE, make_optimizer
 from emo.recognize import EmotionPreprocessor
-from emo.sources import annotated_rows, fill_derived_va, read_dataset, va_state
+from emo.runs import load_manifest, open_run, pack, save_epoch, save_model
+from emo.sources import annotated_rows, va_state
 
-# The classic recipe, beside what TrainConfig holds.
-DEGREES = 15.0  # faces in photos are seldom tilted further
-PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.5, 3  # halve the step after 3 epochs without progress
-WARM_UP_STEPS = 200  # from random weights, full first steps of Adam lead into a dead end
-STOP_PATIENCE = 10  # epochs without progress before training ends early
-AVERAGE = 0.99  # of the weights that are judged and kept: a mean over about 100 steps is calmer
-# The strong recipe.
-WEIGHT_DECAY = 0.05
-WARM_UP = 0.1  # of all steps; the step size then shrinks along half a cosine
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """Everything a run depends on; saved in its folder and in its checkpoint."""
-
-    data_dir: str = "data/synthetic"  # folder of any layout that `emo check` knows
-    output_dir: str = "outputs/run1"  # folder of this run: a new one, or the same run to resume
-    backbone: str = "resnet18"  # resnet18, mobilenet_v2 or any torchvision classifier
-    pretrained: bool = True  # start from ImageNet weights: better, but they must be fetched once
-    weights: str | None = None  # start from this .pth file instead, such as another run's
-    image_size: int = 224  # pixels a side; 224 is what ImageNet weights expect, 64 is 12× faster
-    epochs: int = 50  # at most; the classic recipe ends after 10 epochs without progress
-    batch_size: int = 64  # fits a 4 GB GPU at 224 pixels
-    learning_rate: float = 1e-3  # Adam's usual step
-    alpha: float = 1.0  # weight of the emotion loss
-    beta: float = 0.5  # weight of the valence/arousal loss; 0 leaves that head untrained and unused
-    # classic: Adam, steps halved on a plateau, early stopping. strong: AdamW, steps shrinking
-    # along a cosine, for few epochs. Both: warm-up, averaged weights, flip and ±15° rotation.
-    recipe: Literal["classic", "strong"] = "classic"
-    derive_va: bool = False  # fill missing valence/arousal from class means, and say "derived"
-    layout: str | None = None  # force a data layout instead of recognising it
-    labels: Literal["label", "folder"] = "label"  # which label to trust on the Kaggle set
-    class_order: str | None = None  # what the numbers 0–7 mean: affectnet, alphabetical, ferplus
-    pack: bool = True  # decode each image once, into a file; else each epoch anew, which is slow
-    seed: int = 0  # of the split, the weights, the order and the augmentation
+PLAIN = ("epoch", "steps", "history", "best")  # of the state, beside the parts' own
 
 
 def fit(config, *, resume=False, on_epoch=None):
@@ -70,63 +37,51 @@ def fit(config, *, resume=False, on_epoch=None):
     called with the history so far. Ctrl-C ends training and keeps the best model so far.
     """
     _check(config)
-    folder, state = _open_run(config, resume)
-    manifest = _load_manifest(config, folder)
-    dataset, colour = _pack(config, manifest)
-    loading = DataLoaderConfiguration(use_seedable_sampler=True)
-    accelerator = Accelerator(mixed_precision=_precision(), dataloader_config=loading)
-    run = _Run(config, dataset, colour, accelerator)
-    if state:
-        run.load_state_dict(state)
+    folder, state = open_run(config, resume)
+    accelerator = make_accelerator()
+    with accelerator.main_process_first():  # the others then find the pack
+        manifest = load_manifest(config, folder)
+        dataset, colour = pack(config, manifest)
+    run = Training(config, dataset, colour, accelerator, state)
+    leader = accelerator.is_main_process
+    if leader and not run.finished:
+        print(run.describe(), flush=True)
     try:
         while not run.finished:
             run.run_epoch()
-            if accelerator.is_main_process:
-                _save_epoch(run, folder, manifest)
+            if leader:
+                save_epoch(folder, config, manifest, run.state_dict())
                 print(_sentence(run.history[-1], config), flush=True)
                 if on_epoch is not None:
                     on_epoch(pd.DataFrame(run.history))
     except KeyboardInterrupt:
-        if not run.history:
+        if not run.history or accelerator.num_processes > 1:  # others may wait in mid-step
             raise
         print(f"interrupted; keeping the best model, of epoch {run.best['epoch']}")
-    if accelerator.is_main_process:
-        _save_model(run, folder)
+    except (RuntimeError, MemoryError) as error:
+        raise _out_of_memory(error, config) or error from None
+    model = run.finish()
+    if leader:
+        save_model(folder, config, model, run.state_dict())
+        print(f"wrote {folder}; next: python -m emo evaluate --run {folder}")
     return pd.DataFrame(run.history)
 
 
-def load_data(config, folder=None):
-    """Read, split and pack a config's data (or its run's manifest): (FaceDataset, colour)."""
-    return _pack(config, _load_manifest(config, folder))
+def make_accelerator(**options):
+    """Return an `Accelerator` in half precision where the hardware computes it: twice the speed.
 
-
-def _load_manifest(config, folder=None):
-    if folder and (Path(folder) / "manifest.csv").is_file():
-        return read_manifest(Path(folder) / "manifest.csv")
-    options = {"labels": config.labels, "class_order": config.class_order}
-    manifest = read_dataset(config.data_dir, config.layout, **options)
-    return split_manifest(fill_derived_va(manifest) if config.derive_va else manifest, config.seed)
-
-
-def _pack(config, manifest):
-    images, kept, colour = pack_images(manifest, config.data_dir, config.image_size, config.pack)
-    if missing := len(manifest) - len(kept):
-        print(f"{missing:,} unreadable images are skipped: emo check --data-dir {config.data_dir}")
-    return FaceDataset(images, kept), colour
-
-
-def read_manifest(path):
-    """Read the manifest of a run folder."""
-    return pd.read_csv(path, dtype={"split": str, "group": str, "image_path": str})
-
-
-def read_config(run):
-    """Return the `TrainConfig` of a run folder."""
-    path = Path(run) / "config.json"
-    if not path.is_file():
-        raise EmoError(f"{run} is no run folder (no config.json); train one: python -m emo train")
-    known = TrainConfig.__dataclass_fields__
-    return TrainConfig(**{name: value for name, value in read_json(path).items() if name in known})
+    A batch is divided among processes, so their number does not change what a step does.
+    """
+    precision, flags = "no", Path("/proc/cpuinfo")
+    if torch.cuda.is_available() and not options.get("cpu"):
+        modern = torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if modern else "fp16"
+    elif flags.is_file() and "avx512_bf16" in flags.read_text(errors="replace"):
+        precision = "bf16"
+    loading = {"split_batches": True, "use_seedable_sampler": True, "non_blocking": True}
+    loading = DataLoaderConfiguration(**loading)
+    options = {"mixed_precision": precision, "dataloader_config": loading} | options
+    return Accelerator(**options)
 
 
 def combined_score(macro_f1, mean_ccc):
@@ -134,27 +89,55 @@ def combined_score(macro_f1, mean_ccc):
     return macro_f1 if mean_ccc is None or math.isnan(mean_ccc) else macro_f1 + mean_ccc
 
 
-class _Run:
-    """The moving parts of one training: model, optimizer, schedule, best weights, history."""
+def train_step(model, optimizer, batch, alpha=1.0, beta=0.5, *, accelerator=None, parts=1, **loss):
+    """Move the weights once, by the mean loss of a batch; return that `MultiTaskLoss`.
 
-    def __init__(self, config, dataset, colour, accelerator):
+    The batch is computed in `parts`, and may be one process's share of a larger one; each label
+    counts the same all the same. `loss` goes to `multitask_loss`.
+    """
+    known = torch.stack([batch["emotion"] >= 0, batch["va"].isfinite().float().mean(dim=1)])
+    total, losses = known.sum(dim=1), []
+    if accelerator and accelerator.num_processes > 1:
+        total = accelerator.reduce(total, "mean")  # as gradients are, over processes
+    chunks = zip(*(value.chunk(parts) for value in batch.values()), strict=True)
+    chunks = [dict(zip(batch, chunk, strict=True)) for chunk in chunks]
+    for chunk, count in zip(chunks, known.chunk(parts, dim=1), strict=True):
+        last, (a, b) = chunk is chunks[-1], count.sum(dim=1) / total.clamp(min=1e-6)
+        with nullcontext() if last else accelerator.no_sync(model):  # exchange gradients once
+            part = multitask_loss(model(chunk["image"]), chunk, alpha * a, beta * b, **loss)
+            accelerator.backward(part.total) if accelerator else part.total.backward()
+        losses.append(torch.stack([part.total, part.emotion * a, part.va * b]).detach())
+    optimizer.step()
+    optimizer.zero_grad()
+    return MultiTaskLoss(*torch.stack(losses).sum(dim=0))
+
+
+class Training:
+    """The moving parts of one training: model, optimizer, schedule, best weights, history.
+
+    `state` is the `state_dict` of an interrupted one.
+    """
+
+    def __init__(self, config, dataset, colour, accelerator, state=None):
         torch.manual_seed(config.seed)
         self.config, self.colour, self.accelerator = config, colour, accelerator
+        self.recipe = RECIPES[config.recipe]
         self.train_part, self.val_part = dataset.part("train"), dataset.part("val")
-        size, images = config.batch_size, len(self.train_part)
-        if images < size:
-            fault = f"batch size {size} is larger than the {images} training images"
-            raise EmoError(f"{fault}; use --batch-size {max(2, images // 4)}")
         self.va = va_state(self.train_part.manifest) if config.beta else "none"
-        if config.weights:
+        self.scores_va = self.va == "annotated" == va_state(self.val_part.manifest)
+        size, steps = config.batch_size, len(self.train_part) // config.batch_size
+        _check_batch(size, len(self.train_part), accelerator.num_processes)
+        if config.weights and not state:
             self.network = load_model(config.weights)
             self.network.config = {n: self.network.config[n] for n in ("backbone", "classes")}
         else:
-            self.network = create_model(config.backbone, pretrained=config.pretrained)
-        self.network.to(memory_format=torch.channels_last)
-        self.average = AveragedModel(self.network, multi_avg_fn=_average, use_buffers=True)
-        self.average.to(accelerator.device)
-        optimizer, schedules = _optimizer(self.network, config, config.epochs * (images // size))
+            pretrained = config.pretrained and not state
+            self.network = create_model(config.backbone, pretrained=pretrained)
+        self.network.to(accelerator.device, memory_format=torch.channels_last)
+        self.average = copy.deepcopy(self.network).eval()
+        both = ([*m.parameters(), *m.buffers()] for m in (self.average, self.network))
+        self.floats = [[t for t in tensors if t.is_floating_point()] for tensors in both]
+        optimizer, schedules = make_optimizer(self.network, config, steps)
         train = make_loader(self.train_part, size, shuffle=True, seed=config.seed, drop_last=True)
         val = make_loader(self.val_part, 2 * size)
         # `model` is `network`, wrapped where several processes train it.
@@ -162,7 +145,14 @@ class _Run:
         self.model, self.optimizer, self.train_loader, self.val_loader = prepared
         self.parts = {"model": self.network, "average": self.average, "optimizer": self.optimizer}
         self.parts |= schedules
-        self.epoch, self.history, self.best = 0, [], {"score": -math.inf, "epoch": 0, "model": None}
+        if accelerator.scaler is not None:
+            self.parts["scaler"] = accelerator.scaler
+        self.epoch, self.steps, self.history = 0, 0, []
+        self.best = {"score": -math.inf, "epoch": 0, "model": None}
+        for name, part in self.parts.items() if state else ():
+            part.load_state_dict(state[name])
+        for name in PLAIN if state else ():
+            setattr(self, name, state[name])
 
     def run_epoch(self):
         """Train and validate; step the schedule, keep the best weights, add a history row."""
@@ -175,36 +165,51 @@ class _Run:
         if "every_epoch" in self.parts:
             self.parts["every_epoch"].step(score)
         if score > self.best["score"]:
-            weights = copy.deepcopy(self.average.module.state_dict())
+            weights = copy.deepcopy(self.average.state_dict())
             self.best = {"score": score, "epoch": self.epoch, "model": weights}
         self.history.append(row | {"seconds": time.perf_counter() - start})
 
     def train_epoch(self):
         """Go once through the training part; return the mean loss and images per second."""
-        torch.manual_seed(self.config.seed * 100_003 + self.epoch)  # resumes without a stored state
+        config, accelerator = self.config, self.accelerator
+        # Seeded by the epoch, a resumed run needs no stored state; each process draws its own.
+        torch.manual_seed(config.seed * 100_003 + self.epoch + 10_007 * accelerator.process_index)
         self.train_loader.set_epoch(self.epoch)
         self.model.train()
+        options = {"accelerator": accelerator, "parts": config.accumulate}
+        options |= {"va_loss": config.va_loss, "votes": self.recipe.votes}
+        strength = min(1.0, self.epoch / RAMP) if self.recipe.planned else 1.0
+        changes = {n: v if n == "degrees" else v * strength for n, v in self.recipe.augment.items()}
         start, losses = time.perf_counter(), []
-        step = self.config.batch_size * self.accelerator.num_processes  # images
-        title = f"Epoch {self.epoch + 1}/{self.config.epochs}"
-        bar = tqdm(self.train_loader, title, unit=" images", unit_scale=step, leave=False)
-        for batch in bar:
-            image = augment(normalise(batch["image"], colour=self.colour), DEGREES)
-            output = self.model(image.contiguous(memory_format=torch.channels_last))
-            loss = multitask_loss(output, batch, self.config.alpha, self.config.beta)
-            self.accelerator.backward(loss.total)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+        title, silent = f"Epoch {self.epoch + 1}/{config.epochs}", not accelerator.is_main_process
+        step = {"unit": " images", "unit_scale": config.batch_size}
+        for batch in (bar := tqdm(self.train_loader, title, leave=False, disable=silent, **step)):
+            image = augment(normalise(batch["image"], colour=self.colour), **changes)
+            batch["image"] = image.contiguous(memory_format=torch.channels_last)
+            loss = train_step(
+                self.model, self.optimizer, batch, config.alpha, config.beta, **options
+            )
             self.parts["every_step"].step()
-            self.average.update_parameters(self.network)
-            losses.append(loss.total.detach())
-            if len(losses) % 10 == 0:
-                bar.set_postfix(loss=f"{losses[-1]:.3f}")
-        mean_loss = torch.stack(losses).mean().item()
-        if not math.isfinite(mean_loss):
-            cure = f"use a smaller --learning-rate than {self.config.learning_rate}"
-            raise EmoError(f"the loss became {mean_loss}; {cure}")
-        return mean_loss, len(losses) * step / (time.perf_counter() - start)
+            self._move_average()
+            losses.append(loss.total)
+            if len(losses) % 10 == 0:  # reading it waits for the GPU
+                self._require_finite(loss.total.item())
+                bar.set_postfix(emotion=f"{loss.emotion:.3f}", va=f"{loss.va:.3f}")
+        loss = self._require_finite(accelerator.reduce(torch.stack(losses).mean(), "mean").item())
+        return loss, len(losses) * config.batch_size / (time.perf_counter() - start)
+
+    def _move_average(self):
+        """Move the averaged weights and statistics towards the newest, faster at first."""
+        self.steps += 1
+        average, newest = self.floats
+        get_ema_multi_avg_fn(min(AVERAGE, 1 - 1 / self.steps))(average, newest, None)
+
+    def _require_finite(self, loss):
+        if not math.isfinite(loss):
+            fault = f"the loss became {loss:.3g} in epoch {self.epoch + 1}: training diverged"
+            cure = f"use a smaller --learning-rate than {self.config.learning_rate:g}"
+            raise EmoError(f"{fault}; {cure}, and a new --output-dir")
+        return loss
 
     def validate(self):
         """Return loss and metrics over all predictions of the val part at once."""
@@ -213,8 +218,8 @@ class _Run:
         known = batch["emotion"] >= 0
         matrix = metrics.confusion(batch["emotion"][known], output.logits[known].argmax(dim=1))
         f1, cccs = metrics.macro_f1(matrix), [math.nan, math.nan]
-        rows = torch.from_numpy(annotated_rows(self.val_part.manifest))
-        if self.va == "annotated" and rows.any():
+        if self.scores_va:
+            rows = torch.from_numpy(annotated_rows(self.val_part.manifest))
             cccs = [metrics.ccc(batch["va"][rows, i], output.va[rows, i]) for i in (0, 1)]
         return {
             "val_loss": loss,
@@ -228,8 +233,9 @@ class _Run:
     @torch.no_grad()
     def predict_val(self):
         """Return (output, labels) of the whole val part, on the CPU, in its order."""
-        self.average.eval()
         parts = []
+        for buffer in self.average.buffers():  # each process has its own batch norm statistics
+            buffer.copy_(broadcast(buffer))
         for batch in self.val_loader:
             image = normalise(batch["image"], colour=self.colour)
             with self.accelerator.autocast():
@@ -243,120 +249,47 @@ class _Run:
     def finished(self):
         """Whether the last epoch is done or early stopping ends the run."""
         stalled = self.epoch - self.best["epoch"] >= STOP_PATIENCE
-        return self.epoch >= self.config.epochs or (stalled and self.config.recipe == "classic")
+        return self.epoch >= self.config.epochs or (stalled and not self.recipe.planned)
+
+    def describe(self):
+        """Say in a few lines what is trained on what, and how the best epoch is chosen."""
+        state, faces = self.accelerator.state, (len(self.train_part), len(self.val_part))
+        where = f"{state.num_processes} × {state.device.type}"
+        where += "" if state.mixed_precision == "no" else f", {state.mixed_precision}"
+        text = "training on {:,} faces, validating on {:,} ({})\n".format(*faces, where)
+        basis = "macro F1 + mean CCC" if self.scores_va else "macro F1 alone"
+        text += f"the best epoch is chosen by {basis} (valence/arousal: {self.va})"
+        for absent in set(range(8)) - set(self.train_part.emotion.tolist()):
+            text += f"\nno training image shows {EMOTIONS[absent]}: its F1 will be 0"
+        if not self.config.alpha:
+            text += "\nalpha is 0: nobody teaches the emotion head, so its answers mean nothing"
+        return text
 
     def state_dict(self):
         """Return everything that a resumed run needs, as plain values and tensors."""
-        plain = {"epoch": self.epoch, "history": self.history, "best": self.best}
+        plain = {name: getattr(self, name) for name in PLAIN}
         return {name: part.state_dict() for name, part in self.parts.items()} | plain
 
-    def load_state_dict(self, state):
-        for name, part in self.parts.items():
-            part.load_state_dict(state[name])
-        self.epoch, self.history, self.best = state["epoch"], state["history"], state["best"]
-
-
-def _average(averages, weights, steps):
-    """Move the averages towards the weights, faster at first; counters are copied."""
-    share = max(1 - AVERAGE, 1 / (1 + float(steps)))
-    for average, weight in zip(averages, weights, strict=True):
-        if average.is_floating_point():
-            average.lerp_(weight, share)
-        else:
-            average.copy_(weight)
-
-
-def _optimizer(model, config, steps):
-    """Return the optimizer and the recipe's schedules: of every step and of every epoch."""
-    rate, schedules = config.learning_rate, torch.optim.lr_scheduler
-    if config.recipe == "classic":
-        optimizer = torch.optim.Adam(model.parameters(), lr=rate)
-        warm_up = schedules.LinearLR(optimizer, 0.01, total_iters=WARM_UP_STEPS)
-        plateau = {"factor": PLATEAU_FACTOR, "patience": PLATEAU_PATIENCE}
-        plateau = schedules.ReduceLROnPlateau(optimizer, mode="max", **plateau)
-        return optimizer, {"every_step": warm_up, "every_epoch": plateau}
-
-    def share(step):
-        return min((step + 1) / (WARM_UP * steps), 0.5 * (1 + math.cos(math.pi * step / steps)))
-
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=WEIGHT_DECAY)
-    return optimizer, {"every_step": schedules.LambdaLR(optimizer, share)}
-
-
-def _check(config):
-    least = {"epochs": 1, "batch_size": 2, "learning_rate": 1e-9, "alpha": 0, "beta": 0}
-    for name, lowest in least.items():
-        if not getattr(config, name) >= lowest:  # NaN is refused, too
-            raise EmoError(f"{name} is {getattr(config, name)}; expected {lowest} or more")
-    other = load_model(config.weights).config["backbone"] if config.weights else config.backbone
-    if other != config.backbone:
-        raise EmoError(f"{config.weights} holds a {other}; use --backbone {other} to start from it")
-
-
-def _open_run(config, resume):
-    """Return (folder, state): a new folder and None, or a run to resume and its last state."""
-    folder = Path(config.output_dir)
-    if not (folder / "config.json").exists():
-        if folder.is_dir() and any(folder.iterdir()):
-            raise EmoError(f"{folder} is not empty and holds no run; choose another --output-dir")
-        return folder, None
-    if not resume:
-        raise EmoError(f"{folder} holds a run already; use --resume or another --output-dir")
-    before = read_config(folder)
-    free = {"output_dir", "pack"} | ({"epochs"} if config.recipe == "classic" else set())
-    for name, value in dataclasses.asdict(config).items():
-        if value != (old := getattr(before, name)) and name not in free:
-            fault = f"was trained with {name}={old!r}, not {value!r}"
-            raise EmoError(f"{folder} {fault}; choose another --output-dir for the new settings")
-    last = folder / "last.pth"
-    return folder, load_torch(last) if last.is_file() else None
-
-
-def _precision():
-    """Half precision where the hardware computes it: it doubles the speed."""
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    flags = Path("/proc/cpuinfo")
-    has = flags.is_file() and "avx512_bf16" in flags.read_text(errors="replace")
-    return "bf16" if has and not torch.backends.mps.is_available() else "no"
-
-
-def _save_epoch(run, folder, manifest):
-    write_json(folder / "config.json", dataclasses.asdict(run.config))
-    if not (folder / "manifest.csv").exists():
-        with atomic_path(folder / "manifest.csv") as temporary:
-            manifest.to_csv(temporary, index=False)
-    with atomic_path(folder / "last.pth") as temporary:
-        torch.save(run.state_dict(), temporary)
-    with atomic_path(folder / "history.csv") as temporary:
-        pd.DataFrame(run.history).to_csv(temporary, index=False)
-
-
-def _save_model(run, folder):
-    """Fit the temperature and measure the framing, then write the model with its config."""
-    model, config = run.average.module, run.config
-    model.load_state_dict(run.best["model"])
-    output, batch = run.predict_val()
-    known = batch["emotion"] >= 0
-    row = run.history[run.best["epoch"] - 1]
-    sizes = {"train": len(run.train_part), "val": len(run.val_part)}
-    model.config = {
-        "backbone": config.backbone,
-        "classes": list(EMOTIONS),
-        **vars(EmotionPreprocessor(config.image_size, colour=run.colour)),
-        "crop_margin": _crop_margin(run.train_part),
-        "temperature": metrics.fit_temperature(output.logits[known], batch["emotion"][known]),
-        "va": run.va,
-        "data": {"name": Path(config.data_dir).name} | sizes,
-        "metrics": {k: v for k, v in row.items() if k.startswith(("val_", "combined")) and v == v},
-        "emo_version": version("emo"),
-    }
-    save_weights(model, folder / "model_weights.pth")
-    checkpoint = {"model": model.state_dict(), "epoch": run.best["epoch"]}
-    checkpoint |= {"config": dataclasses.asdict(config), "history": run.history}
-    with atomic_path(folder / "best_model.pth") as temporary:
-        torch.save(checkpoint, temporary)
-    write_json(folder / "model_config.json", model.config)
+    def finish(self):
+        """Return the best model with its config: temperature and framing are measured here."""
+        model, config = self.average, self.config
+        model.load_state_dict(self.best["model"])
+        output, batch = self.predict_val()
+        known = batch["emotion"] >= 0
+        row = self.history[self.best["epoch"] - 1]  # whose scores are kept, but for NaN
+        sizes = {"train": len(self.train_part), "val": len(self.val_part)}
+        model.config = {
+            "backbone": config.backbone,
+            "classes": list(EMOTIONS),
+            **vars(EmotionPreprocessor(config.image_size, colour=self.colour)),
+            "crop_margin": _crop_margin(self.train_part),
+            "temperature": metrics.fit_temperature(output.logits[known], batch["emotion"][known]),
+            "va": self.va,
+            "data": {"name": Path(config.data_dir).name} | sizes,
+            "metrics": {k: v for k, v in row.items() if k[:3] in ("val", "com") and v == v},
+            "emo_version": version("emo"),
+        }
+        return model
 
 
 def _crop_margin(part):
@@ -368,10 +301,42 @@ def _crop_margin(part):
     return DEFAULT_MARGIN if margin is None else margin
 
 
+def _check(config):
+    least = {"epochs": 1, "batch_size": 2, "accumulate": 1, "learning_rate": 1e-9}
+    for name, lowest in (least | {"alpha": 0, "beta": 0}).items():
+        if not getattr(config, name) >= lowest:  # NaN is refused, too
+            raise EmoError(f"{name} is {getattr(config, name)}; expected {lowest} or more")
+    if not config.alpha + config.beta:
+        raise EmoError("alpha and beta are both 0, so there is nothing to learn; raise one")
+    other = load_model(config.weights).config["backbone"] if config.weights else config.backbone
+    if other != config.backbone:
+        raise EmoError(f"{config.weights} holds a {other}; use --backbone {other} to start from it")
+
+
+def _check_batch(size, images, processes):
+    if images < size:
+        fault = f"batch size {size} is larger than the {images} training images"
+        raise EmoError(f"{fault}; use --batch-size {max(2, images // 4)}")
+    if size % processes:
+        better = processes * max(1, size // processes)
+        fault = f"batch size {size} can't be divided among {processes} processes"
+        raise EmoError(f"{fault}; use --batch-size {better}")
+
+
+def _out_of_memory(error, config):
+    """Return the error that says what to try, or None when memory was not the cause."""
+    signs = ("out of memory", "can't allocate memory", "bad_alloc", "Unable to allocate")
+    if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in signs):
+        return None
+    size, parts = config.batch_size, config.accumulate
+    fault = f"a batch of {size} images of {config.image_size} pixels does not fit into the memory"
+    fault += f", not even in {parts} parts" if parts > 1 else ""
+    cure = f"use --batch-size {max(2, size // 2)}, or --accumulate {2 * parts}: the same batch, in"
+    return EmoError(f"{fault}; {cure} {2 * parts} parts")
+
+
 def _sentence(row, config):
-    text = f"epoch {row['epoch']}/{config.epochs} · loss {row['train_loss']:.3f}"
-    names = {"val_loss": "val loss", "val_accuracy": "accuracy", "val_macro_f1": "macro F1"}
-    names |= {"val_ccc_valence": "CCC valence", "val_ccc_arousal": "CCC arousal"}
-    for column, name in names.items():
-        text += f" · {name} {row[column]:.3f}" if row[column] == row[column] else ""
-    return text + f" · {row['images_per_second']:.0f} images/s"
+    scores = {n.replace("_", " "): v for n, v in row.items() if n.startswith(("train", "val"))}
+    scores = [f"{name} {value:.3f}" for name, value in scores.items() if not math.isnan(value)]
+    text = [f"epoch {row['epoch']}/{config.epochs}", *scores]
+    return " · ".join([*text, f"{row['images_per_second']:.0f} images/s"])

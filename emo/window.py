@@ -47,15 +47,12 @@ class Camera(AbstractContextManager):
         self.frames = frames if frames > 0 and not self.is_webcam else None
 
     def __iter__(self):
-        return self._drawn() if self.source == "synthetic" else self._filmed()
-
-    def _drawn(self):
-        for lap in count() if self._loop else (0,):
-            for frame, truth in synth.animate(seconds=self._seconds, fps=self.fps):
-                self.truth = truth
-                yield frame, truth["time"] + lap * self._seconds
-
-    def _filmed(self):
+        if self.source == "synthetic":
+            for lap in count() if self._loop else (0,):
+                for frame, truth in synth.animate(seconds=self._seconds, fps=self.fps):
+                    self.truth = truth
+                    yield frame, truth["time"] + lap * self._seconds
+            return
         for number in count():
             good, frame = self._capture.read()
             if not good:

@@ -237,6 +237,17 @@ def test_augment_moves_each_image_differently_and_keeps_what_it_shows():
     assert any(same) and any(mirrored)
 
 
+def test_crops_stay_inside_and_shifts_move():
+    ramp = torch.linspace(0, 1, 64).expand(256, 1, 64, 64)  # grows to the right
+    torch.manual_seed(0)
+    cropped = augment(ramp, degrees=0, zoom=0.4)
+    width = (cropped[..., -1] - cropped[..., 0]).abs().mean(dim=(1, 2))
+    assert 0.7 < width.min() < 0.75 and width.max() > 0.95  # sqrt(1 − 0.4), a little stretched
+    shifted = augment(ramp, degrees=0, shift=0.1)
+    middle = shifted[..., 31:33].mean(dim=(1, 2, 3))
+    assert 0.39 < middle.min() < 0.42 and 0.58 < middle.max() < 0.61
+
+
 @pytest.mark.parametrize("face", [None, np.zeros((0, 0, 3), np.uint8), np.zeros((5, 5), np.uint8)])
 def test_resize_refuses_what_is_no_face(face):
     with pytest.raises(EmoError, match="BGR"):

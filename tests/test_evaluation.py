@@ -9,7 +9,7 @@ from emo import evaluate
 from emo.errors import EmoError
 from emo.evaluation import compare, compute_metrics, headline, read_predictions
 from emo.files import read_json
-from emo.train import read_manifest
+from emo.runs import read_manifest
 
 
 def test_numbers_of_a_table(predictions):

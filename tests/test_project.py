@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 FLOORS = (
     "errors files emotions metrics losses plots model portrait synth download sources dataset "
-    "audit faces recognize train evaluation export live window camera bench cli __main__ __init__"
+    "audit faces recognize recipes runs train evaluation export live window camera bench "
+    "cli __main__ __init__"
 ).split()
 
 

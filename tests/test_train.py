@@ -1,5 +1,12 @@
 import dataclasses
+import os
+import resource
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -7,11 +14,13 @@ import pytest
 import torch
 
 from emo import TrainConfig, create_model, fit
+from emo.dataset import make_loader, normalise
 from emo.errors import EmoError
 from emo.files import read_json
 from emo.losses import multitask_loss
 from emo.model import load_model
-from emo.train import combined_score, load_data, read_config, read_manifest
+from emo.runs import load_data, read_config, read_manifest
+from emo.train import combined_score, make_accelerator, train_step
 
 HISTORY = (
     "epoch train_loss val_loss val_accuracy val_macro_f1 val_ccc_valence val_ccc_arousal "
@@ -81,14 +90,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(run, config, tmp_path):
     rows = []
     fit(dataclasses.replace(stopped, epochs=2), resume=True, on_epoch=rows.append)
     assert len(rows) == 1
-    whole = torch.load(run / "best_model.pth", weights_only=True)
-    again = torch.load(tmp_path / "run" / "best_model.pth", weights_only=True)
-    for name, value in whole["model"].items():
-        if torch.is_tensor(value):
-            assert torch.equal(value, again["model"][name]), name
-    columns = ["epoch", "train_loss", "val_loss", "combined_score"]
-    a, b = (pd.read_csv(folder / "history.csv")[columns] for folder in (run, tmp_path / "run"))
-    assert a.equals(b)
+    assert_same_run(run, tmp_path / "run")
 
 
 def test_a_finished_run_is_not_trained_again(run, config):
@@ -167,3 +169,163 @@ def test_a_folder_is_never_mixed_up(run, config, tmp_path):
         fit(TrainConfig(data_dir=config.data_dir, output_dir=str(tmp_path)))
     with pytest.raises(EmoError, match="no run folder"):
         read_config(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def gaps(faces, tmp_path_factory):
+    """Faces of which some miss an emotion and others valence or arousal, unevenly."""
+    root = tmp_path_factory.mktemp("gaps") / "data"
+    shutil.copytree(faces, root, ignore=shutil.ignore_patterns(".emo"))
+    labels = pd.read_csv(root / "labels.csv").drop(columns="group")
+    labels["emotion"] = labels["emotion"].astype("Int64")
+    labels.loc[::3, "emotion"] = pd.NA
+    labels.loc[1::7, ["valence", "arousal"]] = np.nan
+    labels.loc[2::5, "arousal"] = np.nan
+    labels.to_csv(root / "labels.csv", index=False)
+    return root
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(gaps, tmp_path):
+    """On a CPU, with gloo: the same samples, metrics over all predictions, the same gradient."""
+    script = str(Path(__file__).with_name("in_processes.py"))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+    found = []
+    for processes in ("1", "2"):
+        out = str(tmp_path / f"{processes}.npz")
+        command = [*launch, processes, script, str(gaps), out]
+        subprocess.run(command, check=True, env=environment, timeout=300)
+        found.append(np.load(out))
+    one, two = found
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert np.array_equal(one["seen"], two["seen"])  # step by step the same faces
+    assert not np.array_equal(one["seen"][0], one["seen"][len(one["seen"]) // 2])  # epochs differ
+    assert np.array_equal(one["emotion"], two["emotion"])
+    assert np.array_equal(one["va"], two["va"], equal_nan=True)
+    assert one["logits"].shape == (len(one["emotion"]), 8)
+    assert np.allclose(one["logits"], two["logits"], atol=1e-5)
+    for name in ("val_loss", "val_macro_f1", "val_ccc_valence"):
+        assert one[name] == pytest.approx(two[name], abs=1e-5), name
+    for name in ("gradient_1", "gradient_2"):
+        assert np.abs(one["gradient_1"]).max() > 0.01
+        assert np.abs(one["gradient_1"] - two[name]).max() < 1e-5
+        assert np.abs(one["gradient_1"] - one[name]).max() < 1e-5
+
+
+def train_command(config, *more):
+    command = [sys.executable, "-m", "emo", "train", "--no-pretrained", *more]
+    for name in ("data_dir", "output_dir", "image_size", "epochs", "batch_size"):
+        command += ["--" + name.replace("_", "-"), str(getattr(config, name))]
+    return command
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(config, tmp_path):
+    """kill -9 in the middle of each epoch and while files are written; then --resume."""
+    whole, killed = (dataclasses.replace(config, output_dir=str(tmp_path / n)) for n in "ab")
+    whole, killed = (dataclasses.replace(c, epochs=3) for c in (whole, killed))
+    subprocess.run(train_command(whole), check=True, timeout=300)
+    history, kills = tmp_path / "b" / "history.csv", []
+    for epochs in range(3):  # wait for so many finished epochs, then a moment more
+        process = subprocess.Popen(train_command(killed, "--resume"))
+        while process.poll() is None:
+            done = len(history.read_text().splitlines()) - 1 if history.is_file() else 0
+            if done >= epochs and (tmp_path / "b").exists() == bool(epochs):
+                time.sleep((0.3, 0.1, 0.0)[epochs])
+                process.kill()
+                break
+            time.sleep(0.005)
+        kills.append(process.wait() == -signal.SIGKILL)
+    assert sum(kills) >= 2
+    subprocess.run(train_command(killed, "--resume"), check=True, timeout=300)
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+def assert_same_run(a, b):
+    """Bit for bit the same weights, and no epoch twice."""
+    one, two = (torch.load(path / "best_model.pth", weights_only=True) for path in (a, b))
+    for name, value in one["model"].items():
+        if torch.is_tensor(value):
+            assert torch.equal(value, two["model"][name]), name
+    columns = ["epoch", "train_loss", "val_loss", "combined_score"]
+    assert pd.read_csv(a / "history.csv")[columns].equals(pd.read_csv(b / "history.csv")[columns])
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(config, tmp_path):
+    first = dataclasses.replace(config, output_dir=str(tmp_path / "run"), epochs=1)
+    fit(first)
+    before = (tmp_path / "run" / "last.pth").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))  # no file may grow larger
+    try:
+        with pytest.raises(EmoError, match="epoch 2 could not be saved .* --resume"):
+            fit(dataclasses.replace(first, epochs=2), resume=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "run" / "last.pth").read_bytes() == before
+    assert not list((tmp_path / "run").glob(".*"))  # nothing half written
+    assert len(fit(dataclasses.replace(first, epochs=2), resume=True)) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc to know how much memory it has")
+def test_out_of_memory_says_what_to_try(config, tmp_path):
+    """In a process that may take only 300 MB more: a batch at 224 pixels needs gigabytes."""
+    script = f"""
+import resource
+from pathlib import Path
+from emo import train
+from emo.cli import main
+class Training(train.Training):
+    def train_epoch(self):
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + 300_000_000
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        return super().train_epoch()
+train.Training = Training
+main(["train", "--data-dir", {config.data_dir!r}, "--output-dir", {str(tmp_path / "run")!r},
+      "--no-pretrained", "--batch-size", "128"])
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert "a batch of 128 images of 224 pixels does not fit" in done.stderr
+    assert "use --batch-size 64, or --accumulate 2" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_batch_in_parts_moves_the_weights_alike(gaps, config):
+    """Also where the parts hold different numbers of labels; batch norm apart."""
+    dataset, _ = load_data(dataclasses.replace(config, data_dir=str(gaps)))
+    batch = next(iter(make_loader(dataset.part("train"), 24)))
+    batch["image"] = normalise(batch["image"])
+    moved = []
+    for parts in (1, 3):
+        torch.manual_seed(0)
+        model = create_model("resnet18", pretrained=False).eval()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        accelerator = make_accelerator(cpu=True)
+        loss = train_step(model, optimizer, batch, parts=parts, accelerator=accelerator)
+        moved.append((loss, torch.cat([p.detach().flatten() for p in model.parameters()])))
+    assert moved[0][0].total.item() == pytest.approx(moved[1][0].total.item(), abs=1e-5)
+    assert torch.allclose(moved[0][1], moved[1][1], atol=1e-5)
+
+
+def test_a_class_without_images_is_said(faces, config, tmp_path, capsys):
+    root = shutil.copytree(faces, tmp_path / "data", ignore=shutil.ignore_patterns(".emo"))
+    labels = pd.read_csv(root / "labels.csv")
+    labels[labels["emotion"] != 7].to_csv(root / "labels.csv", index=False)
+    run = dataclasses.replace(config, data_dir=str(root), output_dir=str(tmp_path / "run"))
+    fit(dataclasses.replace(run, epochs=1, recipe="strong", va_loss="ccc"))
+    printed = capsys.readouterr().out
+    assert "no training image shows Contempt" in printed
+    assert "chosen by macro F1 + mean CCC (valence/arousal: annotated)" in printed
+
+
+def test_without_a_task_the_other_is_learned_alone(config, tmp_path, capsys):
+    alone = dataclasses.replace(config, output_dir=str(tmp_path / "run"), epochs=1, alpha=0)
+    fit(alone)
+    assert "alpha is 0" in capsys.readouterr().out
+    with pytest.raises(EmoError, match="nothing to learn"):
+        fit(dataclasses.replace(alone, beta=0, output_dir=str(tmp_path / "none")))

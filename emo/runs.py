@@ -1,0 +1,92 @@
+"""The folder of one training: what is read from it and written to it. Shown in notebooks/03."""
+
+import dataclasses
+from pathlib import Path
+
+import pandas as pd
+
+from emo.dataset import FaceDataset, pack_images, split_manifest
+from emo.errors import EmoError
+from emo.files import atomic_path, read_json, write_json
+from emo.model import load_torch, save_torch, save_weights
+from emo.recipes import RECIPES, TrainConfig
+from emo.sources import fill_derived_va, read_dataset
+
+
+def open_run(config, resume):
+    """Return (folder, state): a new folder and None, or a run to resume and its last state."""
+    folder = Path(config.output_dir)
+    if not (folder / "config.json").exists():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise EmoError(f"{folder} is not empty and holds no run; choose another --output-dir")
+        return folder, None
+    if not resume:
+        raise EmoError(f"{folder} holds a run already; use --resume or another --output-dir")
+    before = read_config(folder)
+    free = {"output_dir", "pack"} | (set() if RECIPES[config.recipe].planned else {"epochs"})
+    for name, value in dataclasses.asdict(config).items():
+        if value != (old := getattr(before, name)) and name not in free:
+            fault = f"was trained with {name}={old!r}, not {value!r}"
+            raise EmoError(f"{folder} {fault}; choose another --output-dir for the new settings")
+    last = folder / "last.pth"
+    return folder, load_torch(last) if last.is_file() else None
+
+
+def read_config(run):
+    """Return the `TrainConfig` of a run folder."""
+    path = Path(run) / "config.json"
+    if not path.is_file():
+        raise EmoError(f"{run} is no run folder (no config.json); train one: python -m emo train")
+    known = TrainConfig.__dataclass_fields__
+    return TrainConfig(**{name: value for name, value in read_json(path).items() if name in known})
+
+
+def read_manifest(path):
+    """Read the manifest of a run folder."""
+    return pd.read_csv(path, dtype={"split": str, "group": str, "image_path": str})
+
+
+def load_manifest(config, folder=None):
+    """Return the manifest of a run with the split it used, or read and split the data anew."""
+    if folder and (Path(folder) / "manifest.csv").is_file():
+        return read_manifest(Path(folder) / "manifest.csv")
+    options = {"labels": config.labels, "class_order": config.class_order}
+    manifest = read_dataset(config.data_dir, config.layout, **options)
+    return split_manifest(fill_derived_va(manifest) if config.derive_va else manifest, config.seed)
+
+
+def load_data(config, folder=None):
+    """Read, split and pack a config's data (or its run's manifest): (FaceDataset, colour)."""
+    return pack(config, load_manifest(config, folder))
+
+
+def pack(config, manifest):
+    """Pack the images of a manifest: (FaceDataset, colour)."""
+    images, kept, colour = pack_images(manifest, config.data_dir, config.image_size, config.pack)
+    if missing := len(manifest) - len(kept):
+        print(f"{missing:,} unreadable images are skipped: emo check --data-dir {config.data_dir}")
+    return FaceDataset(images, kept), colour
+
+
+def save_epoch(folder, config, manifest, state):
+    """Write what a resumed run needs. The config comes first: without it there is no run."""
+    try:
+        write_json(folder / "config.json", dataclasses.asdict(config))
+        if not (folder / "manifest.csv").exists():
+            with atomic_path(folder / "manifest.csv") as temporary:
+                manifest.to_csv(temporary, index=False)
+        save_torch(state, folder / "last.pth")
+        with atomic_path(folder / "history.csv") as temporary:
+            pd.DataFrame(state["history"]).to_csv(temporary, index=False)
+    except OSError as error:
+        fault = f"epoch {state['epoch']} could not be saved in {folder} ({error.strerror})"
+        raise EmoError(f"{fault}; make room and go on from the epoch before: --resume") from error
+
+
+def save_model(folder, config, model, state):
+    """Write the best model, with its config inside, as checkpoint, weights and JSON."""
+    save_weights(model, folder / "model_weights.pth")
+    checkpoint = {"model": model.state_dict(), "epoch": state["best"]["epoch"]}
+    checkpoint |= {"config": dataclasses.asdict(config), "history": state["history"]}
+    save_torch(checkpoint, folder / "best_model.pth")
+    write_json(folder / "model_config.json", model.config)
