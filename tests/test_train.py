@@ -273,6 +273,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(config, tmp_path):
 def test_out_of_memory_says_what_to_try(config, tmp_path):
     """In a process that may take only 300 MB more: a batch at 224 pixels needs gigabytes."""
     script = f"""
+import resource
 from pathlib import Path
 from emo import train
 from emo.cli import main

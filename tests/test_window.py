@@ -19,7 +19,7 @@ from emo.emotions import PROBABILITY_COLUMNS
 
 pytestmark = pytest.mark.slow
 
-BARS, PLANE = (190, 400), (555, 385)  # a pixel on each part's dark ground (640×480)
+BARS, PLANE = (190, 400), (622, 334)  # a dark pixel of each part, where no dot comes (640×480)
 
 
 @pytest.fixture(scope="module")
