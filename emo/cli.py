@@ -123,9 +123,10 @@ def evaluate(
     split: arg(Literal["train", "val", "test"], "Part of the data.") = "test",
     output_dir: arg(Text, "Where to write; the run's folder unless told.") = None,
     against: arg(Text, "Another run, evaluated on the same images, to compare with.") = None,
+    by: arg(str, "Column of the manifest whose groups are compared.") = "skin_tone",
 ):
     """Score a run, or a model file on other data; write metrics, predictions and a report."""
-    where = {"split": split, "output_dir": output_dir, "against": against}
+    where = {"split": split, "output_dir": output_dir, "against": against, "by": by}
     lines = evaluation.headline(evaluation.evaluate(run, model=model, data_dir=data_dir, **where))
     for name, text in lines.items():
         print(f"{name:{max(map(len, lines))}}  {text}")

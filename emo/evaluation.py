@@ -3,31 +3,30 @@
 import base64
 import io
 from functools import partial
-from html import escape
 from pathlib import Path
-from string import Template
 
+import cv2
 import numpy as np
 import pandas as pd
+from jinja2 import Environment, FileSystemLoader, select_autoescape
 from matplotlib.figure import Figure
+from scipy.stats import entropy
 from tqdm.auto import tqdm
 
-from emo import metrics
+from emo import metrics, plots
 from emo.dataset import FaceDataset, pack_images, split_manifest
 from emo.emotions import EMOTIONS, PROBABILITY_COLUMNS
 from emo.errors import EmoError
-from emo.files import atomic_path, write_json
-from emo.plots import plot_confusion, plot_reliability, plot_va_scatter
-from emo.recognize import create_recognizer
+from emo.files import atomic_path, read_json, write_json
+from emo.recognize import NOT_SURE, create_recognizer
 from emo.runs import load_data, read_config, read_manifest
 from emo.sources import VA, annotated_rows, read_dataset, va_state
 from emo.train import combined_score
 
 PREDICTED_VA = [f"pred_{name}" for name in VA]
 CLASS_PAIR = ["emotion", "pred_emotion"]
-VA_PAIRS = [*VA, *PREDICTED_VA]
 ROUNDS = 1000  # bootstrap samples behind each interval
-SCORES = {"accuracy": metrics.accuracy, "macro_f1": metrics.macro_f1}
+SHOWN, FEWEST = 12, 5  # at most: faces of a kind, or groups; at least: people in a group
 VA_IN_WORDS = {  # from the least to the most that is known
     "none": "not taught; the model shows none",
     "derived": "derived from the class: class means, which nobody annotated",
@@ -35,11 +34,21 @@ VA_IN_WORDS = {  # from the least to the most that is known
 }
 
 
-def evaluate(run=None, *, model=None, data_dir=None, split="test", output_dir=None, against=None):
+def evaluate(
+    run=None,
+    *,
+    model=None,
+    data_dir=None,
+    split="test",
+    output_dir=None,
+    against=None,
+    by="skin_tone",
+):
     """Evaluate a run, or a model file on `data_dir`; write and return its metrics.
 
     Writes `predictions.csv`, `metrics.json`, `report.html` and `MODEL_CARD.md` to `output_dir` or
-    beside the model. `against`, a run evaluated on the same images, adds paired 95 % intervals.
+    beside the model. `against`, a run evaluated on the same images, adds paired 95 % intervals;
+    `by` is the column of the manifest whose groups are compared, where it has that column.
     """
     if (run is None) == (model is None):
         raise EmoError("name either a run folder (--run) or a model file (--model)")
@@ -52,23 +61,29 @@ def evaluate(run=None, *, model=None, data_dir=None, split="test", output_dir=No
         manifest, size = split_manifest(read_dataset(data_dir)), recognizer.preprocessor.image_size
         dataset = FaceDataset(*pack_images(manifest, data_dir, size)[:2])
     part, train_manifest = dataset.part(split), None
+    if by not in part.manifest and by != "skin_tone":
+        columns = ", ".join(part.manifest.columns)
+        raise EmoError(f"the data has no column {by!r} to compare groups by; it has {columns}")
     if run is not None:
         train_manifest = read_manifest(Path(run) / "manifest.csv").query("split == 'train'")
     folder = Path(output_dir or run or Path(model).parent)
-    predictions = predict_dataset(recognizer, part, split)
+    predictions = predict_dataset(recognizer, part, split, by=by)
     va = min(va_state(part.manifest), recognizer.va, key=list(VA_IN_WORDS).index)
-    numbers = compute_metrics(predictions, train_manifest, va=va)
+    options = {"va": va, "temperature": recognizer.temperature, "by": by}
+    numbers = compute_metrics(predictions, train_manifest, **options)
     if against is not None:
         other = read_predictions(Path(against) / "predictions.csv")
-        numbers["against"] = {"run": str(against)} | compare(predictions, other)
+        other_va = read_json(Path(against) / "metrics.json")["va"]
+        va = va if va == other_va else "none"
+        numbers["against"] = {"run": str(against)} | compare(predictions, other, va=va)
     with atomic_path(folder / "predictions.csv") as temporary:
         predictions.to_csv(temporary, index=False)
     write_json(folder / "metrics.json", numbers)
-    write_report(folder, predictions, numbers, recognizer.config)
+    write_report(folder, predictions, numbers, recognizer.config, part)
     return numbers
 
 
-def predict_dataset(recognizer, part, split="test", batch_size=64):
+def predict_dataset(recognizer, part, split="test", batch_size=64, by=None):
     """Return the predictions table of a `FaceDataset`: labels, predictions and probabilities.
 
     Labels of valence and arousal that nobody annotated, and predictions never taught, are empty.
@@ -85,118 +100,227 @@ def predict_dataset(recognizer, part, split="test", batch_size=64):
     table["pred_emotion"] = results["emotion_id"]
     table[PREDICTED_VA] = results[list(VA)].astype(float)
     table[list(PROBABILITY_COLUMNS)] = [list(p.values()) for p in results["probabilities"]]
-    if "group" in part.manifest:
-        table["group"] = part.manifest["group"]
-    return table
+    return table.join(part.manifest[[c for c in ("group", by) if c in part.manifest]])
 
 
 def read_predictions(path):
     """Read and check a predictions table."""
     if not Path(path).is_file():
         raise EmoError(f"{path} does not exist; run: python -m emo evaluate --run {path.parent}")
-    table = pd.read_csv(path)
-    needed = {"image_path", *CLASS_PAIR, *VA, *PROBABILITY_COLUMNS}
-    if missing := ", ".join(sorted(needed - set(table))):
-        raise EmoError(f"{path} lacks the columns {missing}; write it with emo evaluate")
-    return table
+    return _checked(pd.read_csv(path), path)
 
 
-def compute_metrics(predictions, train_manifest=None, *, va="annotated", rounds=ROUNDS):
+def compute_metrics(
+    predictions,
+    train_manifest=None,
+    *,
+    va="annotated",
+    temperature=1.0,
+    by="skin_tone",
+    rounds=ROUNDS,
+):
     """Return the numbers of `metrics.json` from a predictions table.
 
     Baselines use the class means of `train_manifest`. Valence and arousal that nobody annotated or
     taught the model are None. Intervals are 95 % bootstrap, by `group` where the table has one.
+    `temperature` is what the probabilities were calibrated with.
     """
-    table = predictions[predictions["emotion"] >= 0]
-    if table.empty:
-        raise EmoError("no row with a known emotion to evaluate")
-    probabilities = table[list(PROBABILITY_COLUMNS)].to_numpy(float)
-    if not np.isfinite(probabilities).all():
-        raise EmoError("the predictions hold NaN probabilities; evaluate a model that trained well")
-    matrix = metrics.confusion(table["emotion"], table["pred_emotion"])
-    intervals = dict(zip(SCORES, _intervals(_scores, table, CLASS_PAIR, rounds), strict=True))
-    known = table.dropna(subset=VA_PAIRS) if va == "annotated" else table.iloc[:0]
-    scores = dict.fromkeys([*VA, "mean_ccc"])
-    if len(known):
-        scores = {n: metrics.regression(known[n], known[f"pred_{n}"]) for n in VA}
-        scores["mean_ccc"] = _mean_ccc(known[VA_PAIRS].to_numpy())
-        intervals["mean_ccc"] = _intervals(_mean_ccc, known, VA_PAIRS, rounds)
-    f1 = metrics.macro_f1(matrix)
+    table = _checked(predictions)
+    known = table[[*VA, *PREDICTED_VA]].notna().all(axis=1).to_numpy() & (va == "annotated")
+    score, probabilities = _scorer(table, known), table[list(PROBABILITY_COLUMNS)].to_numpy(float)
+    values = score(np.ones(len(table)))
+    matrix, confidence = metrics.confusion(*table[CLASS_PAIR].to_numpy().T), probabilities.max(1)
+    hit = (table["emotion"] == table["pred_emotion"]).to_numpy()
+    sure, raw = confidence >= NOT_SURE, np.log(np.maximum(probabilities, 1e-12))
+    raw = metrics.softmax(raw, 1 / temperature).max(axis=1)
+    classes = pd.DataFrame(metrics.per_class(matrix), EMOTIONS)
+    seven = {"n": int((table["emotion"] < 7).sum())}
+    facts = {"n": len(table), "n_va": int(known.sum()), "va": va}
     split = str(table["split"].iloc[0]) if "split" in table else "test"
-    facts = {"split": split, "n": len(table), "n_va": len(known), "va": va}
-    return facts | {
-        "emotion": {
-            "accuracy": float(metrics.accuracy(matrix)),
-            "macro_f1": f1,
-            "calibration_error": metrics.calibration_error(probabilities, table["emotion"]),
-            "per_class": pd.DataFrame(metrics.per_class(matrix), EMOTIONS).to_dict("index"),
-            "confusion": matrix.tolist(),
+    numbers = {"split": split} | facts
+    numbers["emotion"] = {
+        **{name: values[name] for name in ("accuracy", "macro_f1", "calibration_error")},
+        "calibration_error_uncalibrated": metrics.calibration_error(raw, hit),
+        "without_contempt": seven | {n: values[f"{n}_7"] for n in ("accuracy", "macro_f1")},
+        "sure": {
+            "confidence": NOT_SURE,
+            "coverage": float(sure.mean()),
+            "accuracy": float(hit[sure].mean()) if sure.any() else None,
         },
-        **scores,
-        "combined_score": float(combined_score(f1, scores["mean_ccc"])),
-        "baselines": _baselines(table, known, train_manifest),
-        "intervals": intervals,
+        "absent": [name for name in EMOTIONS if not classes.loc[name, "support"]],
+        "per_class": classes.to_dict("index"),
+        "confusion": matrix.tolist(),
     }
+    for name in VA:
+        pair = table.loc[known, [name, f"pred_{name}"]].to_numpy().T
+        numbers[name] = metrics.regression(*pair) if known.any() else None
+    combined = combined_score(values["macro_f1"], values.get("mean_ccc"))
+    numbers |= {"mean_ccc": values.get("mean_ccc"), "combined_score": float(combined)}
+    numbers["baselines"] = _baselines(table, table[known], train_manifest)
+    numbers["intervals"] = dict(zip(values, _intervals(score, table, rounds), strict=True))
+    numbers["groups"] = _groups(table, by, rounds) if by in table else None
+    return numbers
 
 
-def compare(predictions, other, rounds=ROUNDS):
-    """Return this table's accuracy and macro F1 minus the other's, with paired intervals."""
-    both = predictions.query("emotion >= 0").merge(other, on="image_path", suffixes=("", "_other"))
-    if both.empty:
+def compare(predictions, other, *, va="annotated", rounds=ROUNDS):
+    """Return this table's scores minus the other's on the shared images, with paired intervals."""
+    answers = ["pred_emotion", *PREDICTED_VA, *PROBABILITY_COLUMNS]
+    ours = predictions[predictions["emotion"] >= 0]
+    ours = ours.merge(other[["image_path", *answers]], on="image_path", suffixes=("", "_other"))
+    if ours.empty:
         raise EmoError("the two runs share no evaluated image; use the same data and split")
+    theirs = ours.assign(**{name: ours[f"{name}_other"] for name in answers})
+    known = ours[[*VA, *PREDICTED_VA, *(f"{name}_other" for name in PREDICTED_VA)]].notna()
+    known = known.all(axis=1).to_numpy() & (va == "annotated")
+    ours_score, theirs_score = _scorer(ours, known), _scorer(theirs, known)
 
-    def difference(emotions):  # (N, 3): annotated, ours, theirs
-        return _scores(emotions[:, :2]) - _scores(emotions[:, ::2])
+    def difference(weights):
+        before = theirs_score(weights)
+        return {name: value - before[name] for name, value in ours_score(weights).items()}
 
-    columns = [*CLASS_PAIR, "pred_emotion_other"]
-    differences = difference(both[columns].to_numpy()).tolist()
-    found = zip(SCORES, differences, _intervals(difference, both, columns, rounds), strict=True)
-    return {"n": len(both)} | {n: {"difference": d, "interval": i} for n, d, i in found}
-
-
-def write_report(folder, predictions, numbers, config):
-    """Write `report.html` (one file, figures inside) and `MODEL_CARD.md`."""
-    lines, data = headline(numbers), config.get("data", {})
-    values = {"train": "?", "val": "?", "emo_version": ""} | data | config
-    values |= {"data": data.get("name", "unknown"), "va": VA_IN_WORDS[config.get("va", "none")]}
-    values["rows"] = "\n".join(f"| {name} | {text} |" for name, text in lines.items())
-    _fill("model_card.md", folder / "MODEL_CARD.md", values)
-    rows = [f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in lines.items()]
-    values = {"backbone": escape(config["backbone"]), "rows": "".join(rows)}
-    values["figures"] = "".join(_figures(predictions, numbers))
-    _fill("report.html", folder / "report.html", values)
+    values = difference(np.ones(len(ours)))
+    found = zip(values.items(), _intervals(difference, ours, rounds), strict=True)
+    return {"n": len(ours)} | {n: {"difference": d, "interval": i} for (n, d), i in found}
 
 
-def _fill(template, path, values):
-    text = Path(__file__).with_name(template).read_text("utf-8")
-    with atomic_path(path) as temporary:
-        temporary.write_text(Template(text).substitute(values), "utf-8")
+def write_report(folder, predictions, numbers, config, part=None):
+    """Write `report.html` (one file, pictures inside) and `MODEL_CARD.md`.
+
+    `part`, the `FaceDataset` of the predictions, adds pictures of mistakes and disputed faces.
+    """
+    values = {"lines": headline(numbers), "numbers": numbers, "config": config}
+    values |= {"data": config.get("data", {}), "va": VA_IN_WORDS[config.get("va", "none")]}
+    values["figures"] = _figures(_checked(predictions), numbers)
+    values["faces"] = {} if part is None else _faces(predictions, part)
+    load = {"loader": FileSystemLoader(Path(__file__).parent), "autoescape": select_autoescape()}
+    templates = Environment(**load, trim_blocks=True)  # noqa: S701 - select_autoescape
+    for template, name in (("model_card.md", "MODEL_CARD.md"), ("report.html", "report.html")):
+        with atomic_path(folder / name) as temporary:
+            temporary.write_text(templates.get_template(template).render(values), "utf-8")
 
 
 def headline(numbers):
     """Return the few lines that a person reads first, as text by name."""
-    emotion, intervals = numbers["emotion"], numbers["intervals"]
+    emotion, intervals, baselines = (numbers[n] for n in ("emotion", "intervals", "baselines"))
+    seven, sure = emotion["without_contempt"], emotion["sure"]
+
+    def line(name, value):
+        return "{:.3f} (95 % interval {:.3f} to {:.3f})".format(value, *intervals[name])
+
     lines = {
         "images": f"{numbers['n']} ({numbers['split']})",
-        "accuracy": _with_interval(emotion["accuracy"], intervals["accuracy"]),
-        "macro F1 (8 classes)": _with_interval(emotion["macro_f1"], intervals["macro_f1"]),
-        "calibration error": f"{emotion['calibration_error']:.3f}",
-        "always the commonest class": f"accuracy {numbers['baselines']['majority_accuracy']:.3f}",
+        "accuracy": line("accuracy", emotion["accuracy"]),
+        "macro F1 (8 classes)": line("macro_f1", emotion["macro_f1"]),
+        "accuracy without contempt (7)": line("accuracy_7", seven["accuracy"]),
+        "macro F1 without contempt (7)": line("macro_f1_7", seven["macro_f1"]),
+        "calibration error": line("calibration_error", emotion["calibration_error"]),
+        "always the commonest class": f"accuracy {baselines['majority_accuracy']:.3f}",
     }
+    if sure["coverage"] < 1:
+        kept = f"{sure['coverage']:.1%} of the faces, accuracy {sure['accuracy'] or 0:.3f}"
+        lines[f"answered with confidence {sure['confidence']} or more"] = kept
+    if emotion["absent"]:
+        lines["without an image, so 0 in macro F1"] = ", ".join(emotion["absent"])
     if numbers["mean_ccc"] is not None:
-        lines["mean CCC"] = _with_interval(numbers["mean_ccc"], intervals["mean_ccc"])
-        lines |= {f"CCC {name}": f"{numbers[name]['ccc']:.3f}" for name in VA}
-        if lookup := numbers["baselines"].get("lookup_predicted_class"):
+        lines["mean CCC"] = line("mean_ccc", numbers["mean_ccc"])
+        lines |= {f"CCC {name}": line(f"ccc_{name}", numbers[name]["ccc"]) for name in VA}
+        if lookup := baselines.get("lookup_predicted_class"):
             lines["class means instead of the VA head"] = f"mean CCC {lookup['mean_ccc']:.3f}"
     else:
         why = {"annotated": "not scored: no annotated row in this part"}
         why["derived"] = "not scored: derived from the class, nobody annotated it"
         why["none"] = "none: the model was not taught it, or nobody annotated it"
         lines["valence/arousal"] = why[numbers["va"]]
-    for name in SCORES if (against := numbers.get("against")) else ():
-        title = f"{name} minus that of {against['run']}"
-        lines[title] = _with_interval(against[name]["difference"], against[name]["interval"])
     return lines
+
+
+def _checked(predictions, where="the predictions table"):
+    """Return the rows with a known emotion, their numbers as numbers, or say what is wrong."""
+    needed = [*CLASS_PAIR, *PROBABILITY_COLUMNS, *VA, *PREDICTED_VA]
+    if missing := ", ".join(c for c in ("image_path", *needed) if c not in predictions):
+        raise EmoError(f"{where} lacks the columns {missing}; write it with emo evaluate")
+    table = predictions.assign(**predictions[needed].apply(pd.to_numeric, errors="coerce"))
+    table = table[table["emotion"] >= 0].reset_index(drop=True)
+    if table.empty:
+        raise EmoError(f"no row of {where} has a known emotion: there is nothing to evaluate")
+    if not np.isfinite(table[needed[:10]]).all(axis=None):
+        raise EmoError(f"{where} holds NaN or text; evaluate a model that trained well")
+    if not table[CLASS_PAIR].isin(range(len(EMOTIONS))).all(axis=None):
+        raise EmoError(f"{where} holds emotions other than 0 to 7; write it with emo evaluate")
+    return table.astype(dict.fromkeys(CLASS_PAIR, int))
+
+
+def _scorer(table, known):
+    """Return the function from weights (N,) to scores by name: for values and intervals alike.
+
+    `known` (N,) marks the rows whose valence and arousal are scored.
+    """
+    emotion, answer = table[CLASS_PAIR].to_numpy().T
+    probabilities = table[list(PROBABILITY_COLUMNS)].to_numpy(float)
+    confidence, hit, basic = probabilities.max(axis=1), emotion == answer, emotion < 7
+    among = probabilities[basic, :7].argmax(axis=1)  # the answer if contempt is not offered
+    va = table.loc[known, [*VA, *PREDICTED_VA]].to_numpy(float).T
+
+    def score(weights):
+        eight = metrics.confusion(emotion, answer, weights)
+        seven = metrics.confusion(emotion[basic], among, weights[basic])
+        scores = {"accuracy": metrics.accuracy(eight), "macro_f1": metrics.macro_f1(eight)}
+        scores["accuracy_7"] = metrics.accuracy(seven)
+        scores["macro_f1_7"] = metrics.per_class(seven)["f1"][:7].mean()
+        scores["calibration_error"] = metrics.calibration_error(confidence, hit, weights)
+        if known.any():
+            cccs = [metrics.ccc(va[i], va[i + 2], weights[known]) for i in (0, 1)]
+            scores |= dict(zip((f"ccc_{name}" for name in VA), cccs, strict=True))
+            scores["mean_ccc"] = sum(cccs) / 2
+        return scores
+
+    return score
+
+
+def _people(table):
+    """Return whom each face belongs to: its `group`, or itself where it has none."""
+    return (
+        table.get("group", pd.Series(np.nan, table.index)).fillna(table["image_path"]).astype(str)
+    )
+
+
+def _intervals(score, table, rounds):
+    return metrics.bootstrap(lambda w: list(score(w).values()), len(table), _people(table), rounds)
+
+
+def _groups(table, column, rounds):
+    """Return the mean recall of each group, with intervals, and the gap from best to worst."""
+    values = table[column]
+    if pd.api.types.is_numeric_dtype(values) and values.nunique() > SHOWN:
+        values = pd.qcut(values, 4, duplicates="drop")
+    people = _people(table).groupby(values, observed=True).nunique()
+    values = values.astype(object).where(
+        values.isin(people[people >= FEWEST].nlargest(SHOWN).index)
+    )
+    code, names = pd.factorize(values, sort=True)
+    table, code, names = table[code >= 0], code[code >= 0], [str(name) for name in names]
+    if len(names) < 2:
+        return None
+    hit, cell = table["emotion"] == table["pred_emotion"], code * 8 + table["emotion"]
+
+    def score(weights):
+        sums = [np.bincount(cell, w, 8 * len(names)) for w in (weights, weights * hit)]
+        total, right = np.reshape(sums, (2, len(names), 8))
+        shown = (total > 0).sum(axis=1)  # a group that was not drawn has no recall: NaN
+        recall = (right / np.maximum(total, 1)).sum(axis=1) / np.where(shown, shown, np.nan)
+        return dict(zip(names, recall, strict=True))
+
+    recalls = score(np.ones(len(table)))
+    best, worst = max(names, key=recalls.get), min(names, key=recalls.get)
+
+    def with_gap(weights):
+        return (found := score(weights)) | {"gap": found[best] - found[worst]}
+
+    *spread, gap = _intervals(with_gap, table, rounds)
+    facts = zip(names, recalls.values(), spread, np.bincount(code).tolist(), strict=True)
+    gap = {"between": [best, worst], "recall": recalls[best] - recalls[worst], "interval": gap}
+    found = {name: {"recall": r, "interval": i, "n": n} for name, r, i, n in facts}
+    return {"column": column, "recalls": found, "gap": gap}
 
 
 def _baselines(table, known, train_manifest):
@@ -210,53 +334,69 @@ def _baselines(table, known, train_manifest):
     means = means.reindex(range(len(EMOTIONS))).fillna(overall).to_numpy()
     guesses = {
         "constant_mean": np.tile(overall, (len(known), 1)),
-        "lookup_predicted_class": means[known["pred_emotion"].to_numpy(int)],
-        "lookup_true_class": means[known["emotion"].to_numpy(int)],
+        "lookup_predicted_class": means[known["pred_emotion"]],
+        "lookup_true_class": means[known["emotion"]],
     }
-    truth = known[list(VA)].to_numpy()
     for name, guess in guesses.items():
-        rmse = {n: metrics.regression(truth[:, i], guess[:, i])["rmse"] for i, n in enumerate(VA)}
-        result[name] = {"mean_ccc": _mean_ccc(np.hstack([truth, guess])), "rmse": rmse}
+        scores = [metrics.regression(known[n], guess[:, i]) for i, n in enumerate(VA)]
+        rmse = {n: s["rmse"] for n, s in zip(VA, scores, strict=True)}
+        result[name] = {"mean_ccc": (scores[0]["ccc"] + scores[1]["ccc"]) / 2, "rmse": rmse}
     return result
 
 
-def _scores(emotions):
-    """Return the numbers named in `SCORES`; `emotions` (N, 2) are the columns `CLASS_PAIR`."""
-    matrix = metrics.confusion(*emotions.T)
-    return np.array([score(matrix) for score in SCORES.values()])
-
-
-def _mean_ccc(values):
-    """Return the mean CCC of both dimensions; `values` (N, 4) are the columns `VA_PAIRS`."""
-    return float(np.mean([metrics.ccc(values[:, i], values[:, i + 2]) for i in (0, 1)]))
-
-
-def _intervals(statistic, table, columns, rounds):
-    """Bootstrap a statistic of some columns of the table, as an array (N, K)."""
-    values = table[columns].to_numpy()
-    return metrics.bootstrap(lambda i: statistic(values[i]), len(table), table.get("group"), rounds)
-
-
-def _figures(predictions, numbers):
-    """Yield figures as HTML, PNG inside; drawn without pyplot, so that threads may call it."""
-    table = predictions[predictions["emotion"] >= 0]
-    bins = metrics.reliability(table[list(PROBABILITY_COLUMNS)], table["emotion"])
+def _figures(table, numbers):
+    """Yield (title, PNG as data URI); drawn without pyplot, so that threads may call it."""
+    probabilities, emotion = table[list(PROBABILITY_COLUMNS)].to_numpy(float), table["emotion"]
+    confidence, hit = probabilities.max(axis=1), (emotion == table["pred_emotion"]).to_numpy()
+    bins = metrics.reliability(confidence, hit)
     drawings = {
-        "Confusion matrix": partial(plot_confusion, numbers["emotion"]["confusion"]),
-        "Reliability: is 80 % sure right 8 times in 10?": partial(plot_reliability, *bins),
+        "Confusion matrix": partial(plots.plot_confusion, numbers["emotion"]["confusion"]),
+        "Precision and recall of each class": partial(
+            plots.plot_precision_recall, probabilities, emotion
+        ),
+        "Reliability: is 80 % sure right 8 times in 10?": partial(plots.plot_reliability, *bins),
+        "Fewer answers, better answers": partial(
+            plots.plot_coverage, confidence, hit, threshold=NOT_SURE
+        ),
     }
-    for name in VA if numbers["valence"] else ():
-        draw = partial(plot_va_scatter, table[name], table[f"pred_{name}"], name=name)
+    known = table.dropna(subset=[*VA, *PREDICTED_VA]) if numbers["valence"] else table.iloc[:0]
+    known = known.sample(min(len(known), 20_000), random_state=0)  # more make one blot
+    for name in VA if len(known) else ():
+        draw = partial(plots.plot_va_scatter, known[name], known[f"pred_{name}"], name=name)
         drawings[f"Predicted against annotated {name}"] = partial(draw, ccc=numbers[name]["ccc"])
+    if len(known):
+        pair = known[list(VA)].to_numpy(), known[PREDICTED_VA].to_numpy()
+        drawings["Where predictions are drawn to"] = partial(plots.plot_va_residuals, *pair)
     for title, draw in drawings.items():
         figure = Figure(figsize=(6, 5), layout="constrained")
         draw(ax=figure.subplots())
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=110)
-        image = base64.b64encode(buffer.getvalue()).decode()
-        picture = f'<img alt="{escape(title)}" src="data:image/png;base64,{image}">'
-        yield f"<figure>{picture}<figcaption>{escape(title)}</figcaption></figure>"
+        yield title, _data_uri(buffer.getvalue())
 
 
-def _with_interval(value, interval):
-    return f"{value:.3f} (95 % interval {interval[0]:.3f} to {interval[1]:.3f})"
+def _faces(predictions, part):
+    """Return {title: [(PNG as data URI, caption)]} of the faces that are worth a look."""
+    confidence = predictions[list(PROBABILITY_COLUMNS)].to_numpy(float).max(axis=1)
+    emotion, answer = predictions[CLASS_PAIR].to_numpy().T
+    votes = np.eye(9, 8)[emotion] if part.votes is None else part.votes.nan_to_num().numpy()
+    wrong = np.flatnonzero((emotion >= 0) & (emotion != answer))
+    rows = {"The most confident mistakes": wrong[np.argsort(-confidence[wrong])]}
+    if part.votes is not None:
+        doubt = np.nan_to_num(entropy(votes, axis=1))
+        rows["The most disputed faces: annotators do not agree"] = np.argsort(-doubt)
+
+    def caption(row):
+        most = [i for i in np.argsort(-votes[row], kind="stable")[:2] if votes[row, i]]
+        said = ", ".join(f"{EMOTIONS[i]} {votes[row, i]:.0%}" for i in most) or "nothing"
+        return f"labelled {said}; answered {EMOTIONS[answer[row]]} {confidence[row]:.0%}"
+
+    found = {}
+    for title, order in rows.items():
+        faces = zip(part.images[order[:SHOWN]][..., ::-1], order, strict=False)  # RGB → BGR
+        found[title] = [(_data_uri(cv2.imencode(".png", f)[1]), caption(i)) for f, i in faces]
+    return found
+
+
+def _data_uri(png):
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

@@ -12,9 +12,9 @@ import pandas as pd
 from emo.emotions import COLOURS, EMOTIONS, PROBABILITY_COLUMNS
 from emo.errors import EmoError
 from emo.faces import MediaPipeFaceDetector, crop_face
+from emo.recognize import NOT_SURE
 
 MIN_FACE = 32  # pixels; below this a face has too little detail to read
-NOT_SURE = 0.35  # confidence below which the overlay says "not sure"
 SAME_FACE = 0.3  # overlap (IoU) of boxes in successive frames that makes them one face
 FORGET = 1.0  # seconds after which a face that went missing is a new one
 

@@ -9,10 +9,10 @@ from emo.errors import EmoError
 CLASSES = len(EMOTIONS)
 
 
-def confusion(target, predicted):
-    """Count (8, 8): row = target class, column = predicted class."""
+def confusion(target, predicted, weights=None):
+    """Count (8, 8): row = target class, column = predicted class; `weights` (N,) count more."""
     cells = np.asarray(target, int) * CLASSES + np.asarray(predicted, int)
-    return np.bincount(cells, minlength=CLASSES**2).reshape(CLASSES, CLASSES)
+    return np.bincount(cells, weights, CLASSES**2).reshape(CLASSES, CLASSES)
 
 
 def accuracy(matrix):
@@ -33,14 +33,18 @@ def macro_f1(matrix):
     return float(per_class(matrix)["f1"].mean())
 
 
-def ccc(target, predicted):
+def ccc(target, predicted, weights=None):
     """Concordance correlation coefficient in [−1, 1] (Lin 1989): 1 only where they are equal.
 
-    Population variances, as in the AffectNet paper. Two equal constants give 0, not 0/0.
+    Population variances, as in the AffectNet paper. Two equal constants give 0, not 0/0, and
+    `weights` (N,) that are all 0 give NaN.
     """
     target, predicted = _pair(target, predicted)
-    (a, covariance), (_, b) = np.cov(target, predicted, bias=True)
-    return float(_divide(2 * covariance, a + b + (target.mean() - predicted.mean()) ** 2))
+    if weights is not None and not np.any(weights):
+        return np.nan
+    (a, covariance), (_, b) = np.cov(target, predicted, bias=True, aweights=weights)
+    bias = np.average(target - predicted, weights=weights)
+    return float(_divide(2 * covariance, a + b + bias**2))
 
 
 def pearson(target, predicted):
@@ -59,19 +63,21 @@ def regression(target, predicted):
     return result | {"sign_agreement": float(np.mean(np.sign(target) == np.sign(predicted)))}
 
 
-def calibration_error(probabilities, target, bins=15):
+def calibration_error(confidence, hit, weights=None, bins=15):
     """Expected calibration error (Guo et al. 2017): |confidence − accuracy| over equal bins."""
-    count, confidence, correct = reliability(probabilities, target, bins)
-    return float(np.sum(count * np.abs(confidence - correct)) / max(count.sum(), 1))
+    count, confidence, correct = reliability(confidence, hit, weights, bins)
+    return float(_divide(np.sum(count * np.abs(confidence - correct)), count.sum()))
 
 
-def reliability(probabilities, target, bins=15):
-    """Return count, mean confidence and accuracy of each confidence bin (0 where empty)."""
-    probabilities = np.asarray(probabilities, float)
-    top = probabilities.max(axis=1)
-    hit = probabilities.argmax(axis=1) == np.asarray(target)
-    index = np.minimum((top * bins).astype(int), bins - 1)
-    count, confidence, correct = (np.bincount(index, w, bins) for w in (None, top, hit))
+def reliability(confidence, hit, weights=None, bins=15):
+    """Return count, mean confidence and accuracy of each confidence bin (0 where empty).
+
+    `confidence` (N,) is the largest probability of each row, `hit` (N,) whether it was right.
+    """
+    confidence, weights = np.asarray(confidence, float), 1.0 if weights is None else weights
+    index = np.minimum((confidence * bins).astype(int), bins - 1)
+    sums = (np.broadcast_to(weights * part, len(index)) for part in (1, confidence, hit))
+    count, confidence, correct = (np.bincount(index, part, bins) for part in sums)
     return count, _divide(confidence, count), _divide(correct, count)
 
 
@@ -95,20 +101,18 @@ def fit_temperature(logits, target):
 
 
 def bootstrap(statistic, rows, groups=None, rounds=1000, seed=0):
-    """Return the 95 % percentile interval of `statistic(indices)` over resampled rows.
+    """Return the 95 % percentile interval of `statistic(weights)` over resampled rows.
 
-    `rows` is their number. With `groups` (N,), whole groups are drawn: faces of one person are not
-    independent. `statistic` returns a float, or an array of K floats for K intervals.
+    `rows` is their number, `weights` (rows,) how often each one was drawn. With `groups` (rows,),
+    whole groups are drawn: faces of one person are not independent. `statistic` returns a float,
+    or an array of K floats for K intervals.
     """
-    generator, count = np.random.default_rng(seed), rows
-    if groups is not None:
-        _, group, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
-        members = np.split(np.argsort(group, kind="stable"), np.cumsum(sizes)[:-1])
-        count = len(members)
+    generator = np.random.default_rng(seed)
+    group = slice(None) if groups is None else np.unique(groups, return_inverse=True)[1]
+    count = rows if groups is None else group.max() + 1
     draws = (generator.integers(0, count, count) for _ in range(rounds))
-    if groups is not None:
-        draws = (np.concatenate([members[g] for g in drawn]) for drawn in draws)
-    return np.quantile([statistic(i) for i in draws], [0.025, 0.975], axis=0).T.tolist()
+    values = [statistic(np.bincount(drawn, minlength=count)[group]) for drawn in draws]
+    return np.nanquantile(values, [0.025, 0.975], axis=0).T.tolist()
 
 
 def _pair(target, predicted):

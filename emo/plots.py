@@ -2,6 +2,7 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+from sklearn.metrics import precision_recall_curve
 
 from emo.emotions import CLASS_MEAN_VA, COLOURS, EMOTIONS
 
@@ -86,4 +87,50 @@ def plot_reliability(count, confidence, correct, ax=None):
     count, confidence, correct = np.array([count, confidence, correct])[:, np.asarray(count) > 0]
     ax.scatter(confidence, correct, s=200 * count / count.max(initial=1) + 10, color="#0072B2")
     ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="confidence", ylabel="accuracy")
+    return ax
+
+
+def plot_coverage(confidence, hit, ax=None, threshold=None):
+    """Draw accuracy among the surest faces against their share; `threshold` marks a confidence.
+
+    `confidence` (N,) is the largest probability of each face, `hit` (N,) whether it was right.
+    """
+    ax = ax or plt.gca()
+    order, answered = np.argsort(-np.asarray(confidence)), np.arange(1, len(hit) + 1)
+    ax.plot(answered / len(hit), np.cumsum(np.asarray(hit)[order]) / answered, color="#0072B2")
+    if threshold is not None:
+        share = np.mean(np.asarray(confidence) >= threshold)
+        ax.axvline(share, color="#D55E00", linestyle="--", label=f"confidence {threshold}")
+        ax.legend(frameon=False)
+    ax.set(xlabel="share of faces that get an answer", ylabel="accuracy among them", ylim=(0, 1.02))
+    return ax
+
+
+def plot_precision_recall(probabilities, target, ax=None):
+    """Draw precision against recall of each class, over all thresholds of its probability.
+
+    `probabilities` (N, 8), `target` (N,) AffectNet ids; a class without a face is left out.
+    """
+    ax = ax or plt.gca()
+    for i in np.unique(target):
+        precision, recall, _ = precision_recall_curve(np.asarray(target) == i, probabilities[:, i])
+        ax.plot(recall, precision, color=COLOURS[EMOTIONS[i]], label=EMOTIONS[i])
+    ax.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
+    ax.legend(frameon=False, fontsize=8)
+    return ax
+
+
+def plot_va_residuals(target, predicted, ax=None, cells=8):
+    """Draw arrows on the plane from annotated to predicted values (N, 2), a mean for each cell."""
+    ax = plot_va_plane(ax, class_means=False)
+    target, predicted = np.asarray(target, float), np.asarray(predicted, float)
+    column, row = np.clip((target.T + 1) / 2 * cells, 0, cells - 1).astype(int)
+    cell = row * cells + column
+    count = np.maximum(np.bincount(cell), 1)
+    used = np.bincount(cell) >= 3  # a mean of fewer says little
+    places = [
+        np.bincount(cell, v)[used] / count[used] for v in (*target.T, *(predicted - target).T)
+    ]
+    style = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.006}
+    ax.quiver(*places, color="#D55E00", **style)
     return ax

@@ -20,6 +20,7 @@ from emo.metrics import softmax
 from emo.model import load_model
 
 CHUNK = 64  # faces in one forward pass, so that a long list does not fill the memory
+NOT_SURE = 0.35  # confidence below which the front ends say "not sure"
 PREPROCESSING = ("image_size", "mean", "std", "colour")
 
 

@@ -69,7 +69,8 @@ def test_calibration_error_agrees_with_torchmetrics():
     expected = multiclass_calibration_error(
         torch.tensor(probabilities), torch.tensor(target), num_classes=8, n_bins=15
     ).item()
-    assert metrics.calibration_error(probabilities, target) == pytest.approx(expected, abs=1e-6)
+    confidence, hit = probabilities.max(axis=1), probabilities.argmax(axis=1) == target
+    assert metrics.calibration_error(confidence, hit) == pytest.approx(expected, abs=1e-6)
 
 
 def test_temperature_finds_the_scale_of_overconfident_logits():
@@ -86,8 +87,22 @@ def test_bootstrap_covers_the_mean_and_widens_with_groups():
     generator = np.random.default_rng(0)
     means = generator.normal(size=20)
     values = np.repeat(means, 20)
-    low, high = metrics.bootstrap(lambda i: values[i].mean(), 400, rounds=300)
+    low, high = metrics.bootstrap(lambda w: np.average(values, weights=w), 400, rounds=300)
     assert low < values.mean() < high
     groups = np.repeat(np.arange(20), 20)
-    wide = metrics.bootstrap(lambda i: values[i].mean(), 400, groups, rounds=300)
+    wide = metrics.bootstrap(lambda w: np.average(values, weights=w), 400, groups, rounds=300)
     assert wide[1] - wide[0] > 2 * (high - low)
+
+
+def test_weights_are_repetitions(labels):
+    target, guess = labels
+    generator = np.random.default_rng(1)
+    weights, confidence = generator.integers(0, 4, len(target)), generator.random(len(target))
+    again, a, b = np.repeat(np.arange(len(target)), weights), *generator.normal(size=(2, 300))
+    matrix = metrics.confusion(target[again], guess[again])
+    assert (metrics.confusion(target, guess, weights) == matrix).all()
+    assert metrics.ccc(a, b, weights) == pytest.approx(metrics.ccc(a[again], b[again]))
+    error = metrics.calibration_error(confidence, target == guess, weights)
+    repeated = metrics.calibration_error(confidence[again], (target == guess)[again])
+    assert error == pytest.approx(repeated)
+    assert np.isnan(metrics.ccc(a, b, np.zeros(300)))  # no row was drawn

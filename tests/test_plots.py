@@ -47,3 +47,26 @@ def test_scatter_and_reliability(ax):
     assert ax.get_title() == "arousal: CCC 0.50"
     second = plots.plot_reliability([3, 0], [0.6, 0], [0.5, 0], Figure().subplots())
     assert second.collections[0].get_offsets().tolist() == [[0.6, 0.5]]
+
+
+def test_coverage_falls_from_the_surest_face_to_the_accuracy_of_all(ax):
+    plots.plot_coverage([0.9, 0.2, 0.6, 0.5], [1, 0, 1, 0], ax, threshold=0.55)
+    curve, line = ax.lines
+    assert curve.get_xydata().tolist() == [[0.25, 1], [0.5, 1], [0.75, 2 / 3], [1, 0.5]]
+    assert line.get_xdata()[0] == 0.5
+
+
+def test_precision_recall_draws_the_classes_that_are_there(ax):
+    probabilities = np.full((4, 8), 0.0)
+    probabilities[:, 1], probabilities[:, 6] = [0.9, 0.8, 0.3, 0.1], [0.1, 0.2, 0.7, 0.9]
+    plots.plot_precision_recall(probabilities, [1, 1, 6, 6], ax)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["Happy", "Anger"]
+    assert all((line.get_ydata()[-2:] == 1).all() for line in ax.lines)  # both are ranked perfectly
+
+
+def test_residuals_are_means_of_a_cell(ax):
+    target = np.array([[0.5, 0.5]] * 4 + [[-0.5, 0.5]])
+    plots.plot_va_residuals(target, target - (0.2, 0.1), ax)
+    (arrows,) = [c for c in ax.collections if hasattr(c, "U")]
+    assert arrows.XY.tolist() == [[0.5, 0.5]]  # one lone face is no mean
+    assert np.allclose([arrows.U, arrows.V], [[-0.2], [-0.1]])
