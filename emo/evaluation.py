@@ -280,7 +280,10 @@ def _scorer(table, known):
 def _people(table):
     """Return whom each face belongs to: its `group`, or itself where it has none."""
     return (
-        table.get("group", pd.Series(np.nan, table.index)).fillna(table["image_path"]).astype(str)
+        table.get("group", pd.Series(np.nan, table.index))
+        .astype(object)
+        .fillna(table["image_path"])
+        .astype(str)
     )
 
 
