@@ -26,6 +26,7 @@ from emo.train import combined_score
 PREDICTED_VA = [f"pred_{name}" for name in VA]
 CLASS_PAIR = ["emotion", "pred_emotion"]
 ROUNDS = 1000  # bootstrap samples behind each interval
+BY = "skin_tone"  # whose groups are compared unless told; synthetic faces have it
 SHOWN, FEWEST = 12, 5  # at most: faces of a kind, or groups; at least: people in a group
 VA_IN_WORDS = {  # from the least to the most that is known
     "none": "not taught; the model shows none",
@@ -35,14 +36,7 @@ VA_IN_WORDS = {  # from the least to the most that is known
 
 
 def evaluate(
-    run=None,
-    *,
-    model=None,
-    data_dir=None,
-    split="test",
-    output_dir=None,
-    against=None,
-    by="skin_tone",
+    run=None, *, model=None, data_dir=None, split="test", output_dir=None, against=None, by=BY
 ):
     """Evaluate a run, or a model file on `data_dir`; write and return its metrics.
 
@@ -61,7 +55,7 @@ def evaluate(
         manifest, size = split_manifest(read_dataset(data_dir)), recognizer.preprocessor.image_size
         dataset = FaceDataset(*pack_images(manifest, data_dir, size)[:2])
     part, train_manifest = dataset.part(split), None
-    if by not in part.manifest and by != "skin_tone":
+    if by not in part.manifest and by != BY:
         columns = ", ".join(part.manifest.columns)
         raise EmoError(f"the data has no column {by!r} to compare groups by; it has {columns}")
     if run is not None:
@@ -100,7 +94,8 @@ def predict_dataset(recognizer, part, split="test", batch_size=64, by=None):
     table["pred_emotion"] = results["emotion_id"]
     table[PREDICTED_VA] = results[list(VA)].astype(float)
     table[list(PROBABILITY_COLUMNS)] = [list(p.values()) for p in results["probabilities"]]
-    return table.join(part.manifest[[c for c in ("group", by) if c in part.manifest]])
+    kept = [name for name in {"group": 0, by: 0} if name in part.manifest and name not in table]
+    return table.join(part.manifest[kept])
 
 
 def read_predictions(path):
@@ -111,13 +106,7 @@ def read_predictions(path):
 
 
 def compute_metrics(
-    predictions,
-    train_manifest=None,
-    *,
-    va="annotated",
-    temperature=1.0,
-    by="skin_tone",
-    rounds=ROUNDS,
+    predictions, train_manifest=None, *, va="annotated", temperature=1.0, by=BY, rounds=ROUNDS
 ):
     """Return the numbers of `metrics.json` from a predictions table.
 
@@ -279,12 +268,8 @@ def _scorer(table, known):
 
 def _people(table):
     """Return whom each face belongs to: its `group`, or itself where it has none."""
-    return (
-        table.get("group", pd.Series(np.nan, table.index))
-        .astype(object)
-        .fillna(table["image_path"])
-        .astype(str)
-    )
+    groups = table["group"] if "group" in table else table["image_path"]
+    return groups.astype(object).fillna(table["image_path"]).astype(str)
 
 
 def _intervals(score, table, rounds):
@@ -297,32 +282,29 @@ def _groups(table, column, rounds):
     if pd.api.types.is_numeric_dtype(values) and values.nunique() > SHOWN:
         values = pd.qcut(values, 4, duplicates="drop")
     people = _people(table).groupby(values, observed=True).nunique()
-    values = values.astype(object).where(
-        values.isin(people[people >= FEWEST].nlargest(SHOWN).index)
-    )
-    code, names = pd.factorize(values, sort=True)
-    table, code, names = table[code >= 0], code[code >= 0], [str(name) for name in names]
-    if len(names) < 2:
+    names = sorted(people[people >= FEWEST].nlargest(SHOWN).index)
+    rows = {str(name): np.flatnonzero(values == name) for name in names}
+    if len(rows) < 2:
         return None
-    hit, cell = table["emotion"] == table["pred_emotion"], code * 8 + table["emotion"]
+    pairs = {name: table.loc[chosen, CLASS_PAIR].to_numpy().T for name, chosen in rows.items()}
 
-    def score(weights):
-        sums = [np.bincount(cell, w, 8 * len(names)) for w in (weights, weights * hit)]
-        total, right = np.reshape(sums, (2, len(names), 8))
-        shown = (total > 0).sum(axis=1)  # a group that was not drawn has no recall: NaN
-        recall = (right / np.maximum(total, 1)).sum(axis=1) / np.where(shown, shown, np.nan)
-        return dict(zip(names, recall, strict=True))
-
-    recalls = score(np.ones(len(table)))
-    best, worst = max(names, key=recalls.get), min(names, key=recalls.get)
+    def recalls(weights):
+        found = {}
+        for name, chosen in rows.items():
+            each = metrics.per_class(metrics.confusion(*pairs[name], weights[chosen]))
+            shown = each["support"] > 0  # a group that was not drawn has no recall
+            found[name] = each["recall"][shown].mean() if shown.any() else np.nan
+        return found
 
     def with_gap(weights):
-        return (found := score(weights)) | {"gap": found[best] - found[worst]}
+        return (found := recalls(weights)) | {"gap": found[best] - found[worst]}
 
+    values = recalls(np.ones(len(table)))
+    best, worst = max(values, key=values.get), min(values, key=values.get)
     *spread, gap = _intervals(with_gap, table, rounds)
-    facts = zip(names, recalls.values(), spread, np.bincount(code).tolist(), strict=True)
-    gap = {"between": [best, worst], "recall": recalls[best] - recalls[worst], "interval": gap}
-    found = {name: {"recall": r, "interval": i, "n": n} for name, r, i, n in facts}
+    gap = {"between": [best, worst], "recall": values[best] - values[worst], "interval": gap}
+    facts = zip(values.items(), spread, rows.values(), strict=True)
+    found = {name: {"recall": r, "interval": i, "n": len(n)} for (name, r), i, n in facts}
     return {"column": column, "recalls": found, "gap": gap}
 
 
