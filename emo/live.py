@@ -17,6 +17,7 @@ MIN_FACE = 32  # pixels; below this a face has too little detail to read
 NOT_SURE = 0.35  # confidence below which the overlay says "not sure"
 SAME_FACE = 0.3  # overlap (IoU) of boxes in successive frames that makes them one face
 FORGET = 1.0  # seconds after which a face that went missing is a new one
+BGR = {name: tuple(bytes.fromhex(code[1:]))[::-1] for name, code in COLOURS.items()}
 
 
 @dataclass
@@ -29,18 +30,10 @@ class Face:
     time: float
     state: str = "too small"  # then nothing was predicted; else "ok" or "not sure"
     probabilities: np.ndarray | None = None  # (8,) in AffectNet's order
+    emotion: str | None = None  # the most probable class, and its probability
+    confidence: float | None = None
     valence: float | None = None
     arousal: float | None = None
-
-    @property
-    def emotion(self):
-        """Name of the most probable class."""
-        return None if self.probabilities is None else EMOTIONS[self.probabilities.argmax()]
-
-    @property
-    def confidence(self):
-        """Probability of the most probable class."""
-        return None if self.probabilities is None else float(self.probabilities.max())
 
 
 class LivePipeline:
@@ -88,14 +81,15 @@ class LivePipeline:
         return before
 
     def _smooth(self, face, before, result):
-        numbers = *result["probabilities"].values(), result["valence"], result["arousal"]
-        raw = np.array(numbers, float)  # None becomes NaN
+        raw = [*result["probabilities"].values(), result["valence"], result["arousal"]]
+        raw = np.array(raw, float)  # None becomes NaN
         if before is not None and before.probabilities is not None and self.smoothing > 0:
             # Time-aware, so that the same dial feels the same at 5 and at 30 frames a second.
             keep = math.exp(-max(face.time - before.time, 0) / self.smoothing)
             smooth = np.array([*before.probabilities, before.valence, before.arousal], float)
             raw = keep * smooth + (1 - keep) * raw
-        face.probabilities = raw[:8]
+        face.probabilities, best = raw[:8], raw[:8].argmax()
+        face.emotion, face.confidence = EMOTIONS[best], float(raw[best])
         face.valence, face.arousal = (None if math.isnan(v) else float(v) for v in raw[8:])
         face.state = "ok" if face.confidence >= NOT_SURE else "not sure"
 
@@ -128,7 +122,7 @@ def draw_overlay(frame_bgr, faces, *, va="none", bars=True, plane=True, note="")
     unit = max(min(canvas.shape[:2]) / 480, 0.5)
     for face in faces:
         x, y, width, height = face.bbox
-        colour = _bgr(face.emotion) if face.state == "ok" else (160, 160, 160)
+        colour = BGR[face.emotion] if face.state == "ok" else (160, 160, 160)
         cv2.rectangle(canvas, (x, y), (x + width, y + height), (255, 255, 255), int(4 * unit) + 1)
         cv2.rectangle(canvas, (x, y), (x + width, y + height), colour, int(2 * unit) + 1)
         label = face.state if face.state != "ok" else f"{face.emotion} {face.confidence:.0%}"
@@ -148,10 +142,9 @@ def _draw_bars(canvas, probabilities, unit):
     _shade(canvas, left - 4, top - 4, int(206 * unit), 8 * line + 8)
     for i, name in enumerate(EMOTIONS):
         y = top + i * line
-        start = (left + int(84 * unit), y + 2)
-        end = (left + int((84 + 116 * probabilities[i]) * unit), y + line - 3)
-        cv2.rectangle(canvas, start, end, _bgr(name), -1)
-        cv2.rectangle(canvas, start, end, (255, 255, 255), 1)
+        bar = (left + int(84 * unit), y + 2, int(116 * unit * probabilities[i]) + 1, line - 4)
+        cv2.rectangle(canvas, bar, BGR[name], -1)
+        cv2.rectangle(canvas, bar, (255, 255, 255), 1)
         _text(canvas, name, (left, y + int(12 * unit)), 0.85 * unit)
 
 
@@ -165,7 +158,7 @@ def _draw_plane(canvas, faces, va, unit):
         if face.valence is not None:
             point = (int(x + face.valence * side / 2), int(y - face.arousal * side / 2))
             cv2.circle(canvas, point, int(6 * unit), (255, 255, 255), -1, cv2.LINE_AA)
-            cv2.circle(canvas, point, int(5 * unit), _bgr(face.emotion), -1, cv2.LINE_AA)
+            cv2.circle(canvas, point, int(5 * unit), BGR[face.emotion], -1, cv2.LINE_AA)
     _text(canvas, "arousal", (x + 3, top + int(12 * unit)), 0.7 * unit)
     _text(canvas, "valence", (left + int(84 * unit), y - 3), 0.7 * unit)
     if va == "derived":
@@ -178,13 +171,8 @@ def _shade(canvas, x, y, width, height):
 
 
 def _text(canvas, text, origin, unit):
-    font, size, (x, y) = cv2.FONT_HERSHEY_SIMPLEX, 0.5 * unit, origin
-    width = max(round(unit), 1)
-    for dx, dy in ((-1, 0), (1, 0), (0, -1), (0, 1)):  # an outline, readable on any background
-        place = (x + dx * width, y + dy * width)
-        cv2.putText(canvas, text, place, font, size, (0, 0, 0), width, cv2.LINE_AA)
-    cv2.putText(canvas, text, origin, font, size, (255, 255, 255), width, cv2.LINE_AA)
-
-
-def _bgr(emotion):
-    return tuple(bytes.fromhex(COLOURS[emotion][1:]))[::-1]
+    font, width = cv2.FONT_HERSHEY_SIMPLEX, max(round(unit), 1)
+    # White with a black outline, drawn first: readable on any background.
+    for x, y, grey in ((-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, 255)):
+        place = (origin[0] + x * width, origin[1] + y * width)
+        cv2.putText(canvas, text, place, font, 0.5 * unit, [grey] * 3, width, cv2.LINE_AA)
