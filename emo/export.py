@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 
 from emo.errors import EmoError
 from emo.evaluation import compute_metrics, predict_dataset
@@ -45,8 +44,7 @@ def export_run(run, formats=tuple(FILES)):
     for name in [name for name in FILES if name in formats]:
         with atomic_path(folder / FILES[name]) as temporary:
             _write(name, model, temporary, dataset, reference)
-            config = folder / "model_config.json" if name == "keras" else None
-            recognizer = create_recognizer(temporary, config)
+            recognizer = create_recognizer(temporary)
             row = _facts(name, temporary, recognizer, faces, expected, val)
             worst = max(row["max_logit_difference"], row["max_va_difference"])
             if name != "int8" and not (worst <= TOLERANCE and row["agreement"] == 1):
@@ -65,10 +63,9 @@ def export_to_torchscript(model, path, device="cpu"):
     """Trace the model into one TorchScript file with its config inside."""
     model, face = _ready(model, device)
     extra = {"model_config.json": json.dumps(model.config)}
-    with atomic_path(path) as temporary, torch.inference_mode():
-        with warnings.catch_warnings(action="ignore"):  # deprecated, but many runtimes read it
-            traced = torch.jit.trace(_Plain({"model": model}), face)
-            torch.jit.save(traced, str(temporary), _extra_files=extra)
+    with atomic_path(path) as temporary, warnings.catch_warnings(action="ignore"):
+        traced = torch.jit.trace(model, face)  # deprecated, but many runtimes read it
+        torch.jit.save(traced, str(temporary), _extra_files=extra)
     return Path(path)
 
 
@@ -78,7 +75,7 @@ def export_to_onnx(model, path, device="cpu"):
     options = {"input_names": ["image"], "output_names": ["logits", "va"], "verbose": False}
     options["dynamic_shapes"] = {"image": {0: torch.export.Dim("batch", min=1, max=4096)}}
     with atomic_path(path) as temporary, warnings.catch_warnings(action="ignore"):
-        program = torch.onnx.export(_Plain({"model": model}), (face,), dynamo=True, **options)
+        program = torch.onnx.export(model, (face,), dynamo=True, **options)
         program.model.metadata_props["model_config"] = json.dumps(model.config)
         program.save(temporary, external_data=False)
     return Path(path)
@@ -119,13 +116,6 @@ def export_to_keras(model, path):
         finally:
             logging.disable(logging.NOTSET)
     return Path(path)
-
-
-class _Plain(nn.ModuleDict):
-    """Return a plain tuple: TorchScript and ONNX know no named tuples."""
-
-    def forward(self, image):
-        return tuple(self["model"](image))
 
 
 class _KerasTwin(torch.fx.Interpreter):

@@ -48,8 +48,9 @@ class Camera(AbstractContextManager):
     def __iter__(self):
         if self.source == "synthetic":
             for lap in count() if self._loop else (0,):
-                for frame, self.truth in synth.animate(seconds=self._seconds, fps=self.fps):
-                    yield frame, self.truth["time"] + lap * self._seconds
+                for frame, truth in synth.animate(seconds=self._seconds, fps=self.fps):
+                    self.truth = truth
+                    yield frame, truth["time"] + lap * self._seconds
             return
         for number in count():
             good, frame = self._capture.read()
