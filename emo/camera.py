@@ -49,31 +49,25 @@ class EmotionCamera(anywidget.AnyWidget):
     _newest = None  # weak reference to the one camera that may run
     _film = None  # (WebM bytes, truth of each frame), drawn once in a process
 
-    def __init__(
-        self,
-        model_or_recognizer=None,
-        *,
-        pipeline=None,
-        smoothing=0.3,
-        source="browser",
-        max_in_flight=2,
-    ):
+    def __init__(self, model_or_recognizer=None, *, pipeline=None, **traits):
         model = model_or_recognizer
         if (model is None) == (pipeline is None):
             raise EmoError("EmotionCamera takes a model file, a recogniser or pipeline=…; give one")
         if isinstance(model, str | Path) and not Path(model).is_file():
             raise EmoError(f"{model} does not exist; train and export a model first (README)")
-        if source not in ("browser", "synthetic"):
-            raise EmoError(f"source is {source!r}; expected 'browser' or 'synthetic'")
-        if smoothing < 0 or not 1 <= max_in_flight <= 4:
-            raise EmoError(f"got {smoothing=} s, {max_in_flight=}; expected 0 or more and 1 to 4")
-        self._model, self._pipeline = model, pipeline
-        self._owned, self._failure = pipeline is None, None
+        self._model, self._pipeline, self._failure = model, pipeline, None
         self._busy, self._rows = threading.Lock(), deque(maxlen=HISTORY)  # (Face, truth or None)
         self._born, self._offset, self._local = time.monotonic(), 0.0, True
-        smoothing = float(smoothing if pipeline is None else pipeline.smoothing)
-        va = getattr(model if pipeline is None else pipeline.recognizer, "va", "")
-        super().__init__(source=source, smoothing=smoothing, max_in_flight=max_in_flight, va=va)
+        traits["va"] = getattr(model if pipeline is None else pipeline.recognizer, "va", "")
+        if pipeline is not None:
+            traits["smoothing"] = pipeline.smoothing
+        if unknown := set(traits) - set(self.trait_names()):  # ipywidgets would ignore it
+            raise EmoError(f"EmotionCamera has no option {unknown.pop()!r}; see its docstring")
+        try:
+            super().__init__(**traits)
+        except traitlets.TraitError as error:
+            ranges = "smoothing 0 or more seconds, max_in_flight 1 to 4"
+            raise EmoError(f"{error}; expected 'browser' or 'synthetic', {ranges}") from error
         self.on_msg(self._receive)
         previous = EmotionCamera._newest and EmotionCamera._newest()
         EmotionCamera._newest = weakref.ref(self)
@@ -102,7 +96,7 @@ class EmotionCamera(anywidget.AnyWidget):
         """Stop for good and release the detector; `history` stays."""
         self.retired = RETIRED
         with self._busy, quiet_stderr():  # MediaPipe logs its farewell
-            if self._owned and self._pipeline is not None:
+            if self._model is not None and self._pipeline is not None:  # it is our own
                 self._pipeline.detector.close()
                 self._pipeline = None
 
