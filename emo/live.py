@@ -52,33 +52,31 @@ class LivePipeline:
 
     def reset(self):
         """Forget all faces, as at the start of a new film."""
-        self._known, self._numbers = [], count()  # the latest `Face` of each track
+        self._known, self._numbers = {}, count()  # track → its latest `Face`
 
     def process(self, frame_bgr, seconds=None):
         """Return the faces of a BGR frame (H, W, 3) at `seconds` (default: now), largest first."""
         seconds = time.monotonic() if seconds is None else seconds  # on a clock that goes forward
         found = self.detector.detect(frame_bgr)[: self.max_faces]
-        before = self._follow([bbox for bbox, _ in found], seconds)
-        tracks = [next(self._numbers) if face is None else face.track for face in before]
+        tracks = self._follow([bbox for bbox, _ in found], seconds)
         faces = [Face(t, *face, seconds) for t, face in zip(tracks, found, strict=True)]
-        self._known += faces
-        large = [i for i, face in enumerate(faces) if min(face.bbox[2:]) >= MIN_FACE]
-        crops = [crop_face(frame_bgr, faces[i].bbox, self.recognizer.crop_margin) for i in large]
+        large = [face for face in faces if min(face.bbox[2:]) >= MIN_FACE]
+        crops = [crop_face(frame_bgr, face.bbox, self.recognizer.crop_margin) for face in large]
         batch = self.recognizer.preprocessor.preprocess_batch(crops)
-        for i, result in zip(large, self.recognizer.predict_batch(batch), strict=True):
-            self._smooth(faces[i], before[i], result)
+        for face, result in zip(large, self.recognizer.predict_batch(batch), strict=True):
+            self._smooth(face, self._known.get(face.track), result)
+        self._known |= {face.track: face for face in faces}
         return faces
 
     def _follow(self, boxes, seconds):
-        """Return the known face that each box overlaps most, or None; keep the others known."""
-        free = {f.track: f for f in self._known if seconds - f.time <= FORGET}
-        pairs = [(overlap(f.bbox, b), n, i) for n, f in free.items() for i, b in enumerate(boxes)]
-        before = [None] * len(boxes)
+        """Return the track of the known face that each box overlaps most, or a new number."""
+        known = {n: f for n, f in self._known.items() if seconds - f.time <= FORGET}
+        pairs = [(overlap(f.bbox, b), n, i) for n, f in known.items() for i, b in enumerate(boxes)]
+        found, self._known = {}, known  # box → track
         for iou, number, i in sorted(pairs, reverse=True):
-            if iou >= SAME_FACE and number in free and before[i] is None:
-                before[i] = free.pop(number)
-        self._known = [*free.values()]
-        return before
+            if iou >= SAME_FACE and i not in found and number not in found.values():
+                found[i] = number
+        return [found[i] if i in found else next(self._numbers) for i in range(len(boxes))]
 
     def _smooth(self, face, before, result):
         raw = [*result["probabilities"].values(), result["valence"], result["arousal"]]
@@ -139,7 +137,7 @@ def draw_overlay(frame_bgr, faces, *, va="none", bars=True, plane=True, note="")
 def _draw_bars(canvas, probabilities, unit):
     left, line = int(8 * unit), int(17 * unit)
     top = canvas.shape[0] - 8 * line - int(6 * unit)
-    _shade(canvas, left - 4, top - 4, int(206 * unit), 8 * line + 8)
+    canvas[max(top - 4, 0) : top + 8 * line + 4, left - 4 : left + int(202 * unit)] //= 3  # darker
     for i, name in enumerate(EMOTIONS):
         y = top + i * line
         bar = (left + int(84 * unit), y + 2, int(116 * unit * probabilities[i]) + 1, line - 4)
@@ -151,7 +149,7 @@ def _draw_bars(canvas, probabilities, unit):
 def _draw_plane(canvas, faces, va, unit):
     side, gap = int(130 * unit), int(8 * unit)
     left, top = canvas.shape[1] - side - gap, canvas.shape[0] - side - int(26 * unit)
-    _shade(canvas, left, top, side, side)
+    canvas[max(top, 0) : top + side, max(left, 0) : left + side] //= 3
     x, y = left + side // 2, top + side // 2
     cv2.drawMarker(canvas, (x, y), (200, 200, 200), cv2.MARKER_CROSS, side)
     for face in faces:
@@ -163,11 +161,6 @@ def _draw_plane(canvas, faces, va, unit):
     _text(canvas, "valence", (left + int(84 * unit), y - 3), 0.7 * unit)
     if va == "derived":
         _text(canvas, "derived from class", (left, top + side + int(14 * unit)), 0.75 * unit)
-
-
-def _shade(canvas, x, y, width, height):
-    part = canvas[max(y, 0) : y + height, max(x, 0) : x + width]
-    part[:] = (part * 0.35).astype(np.uint8)
 
 
 def _text(canvas, text, origin, unit):

@@ -190,9 +190,8 @@ def _load_onnx(path, device, threads):
     if provider not in onnxruntime.get_available_providers():
         raise EmoError("this onnxruntime has no GPU support; install onnxruntime-gpu or use cpu")
     session = onnxruntime.InferenceSession(str(path), options, [provider])
-    name = session.get_inputs()[0].name
     inside = json.loads(session.get_modelmeta().custom_metadata_map.get("model_config", "{}"))
-    return (lambda faces: session.run(["logits", "va"], {name: faces})), inside
+    return (lambda faces: session.run(["logits", "va"], {"image": faces})), inside
 
 
 def _load_keras(path, device, threads):

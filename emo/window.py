@@ -42,8 +42,7 @@ class Camera(AbstractContextManager):
             cure = "close other programs that use it, or try another or --camera synthetic"
             raise EmoError(f"--camera {self.source} could not be opened; {cure}")
         self.fps = self._capture.get(cv2.CAP_PROP_FPS) or 30.0
-        frames = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        self.frames = frames if frames > 0 and not self.is_webcam else None
+        self.frames = max(int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0) or None
 
     def __iter__(self):
         if self.source == "synthetic":
