@@ -6,23 +6,24 @@ import tempfile
 import timeit
 import tracemalloc
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from joblib import Parallel, delayed
 from PIL import Image
 from torch.utils.data import DataLoader
+from torchvision import datasets, transforms
 
 from emo import dataset, synth
 from emo.export import export_to_int8, export_to_onnx
 from emo.faces import MediaPipeFaceDetector
 from emo.live import LivePipeline
 from emo.model import create_model, save_weights
-from emo.recognize import EmotionPreprocessor, create_recognizer, physical_cores
-from emo.sources import VA, read_dataset
+from emo.recognize import EmotionPreprocessor, create_recognizer
+from emo.sources import read_dataset
 from emo.train import make_accelerator, train_step
 
 
@@ -33,35 +34,29 @@ def machine():
     return f"{platform.machine()}, {cores} cores, {gpu}, torch {torch.__version__}"
 
 
-def bench_data(count=600, rows=400_000, size=224, packed_size=64):
+def bench_data(count=600, rows=400_000, size=224, small=64):
     """Reading a large CSV, packing against decoding alone, and the pack against files."""
-    from torchvision.transforms import Compose, PILToTensor, Resize  # here: it takes seconds
-
     with tempfile.TemporaryDirectory() as folder:
         seconds, megabytes = _read_large(Path(folder) / "large", rows)
         root = synth.write_dataset(Path(folder) / "faces", count, seed=0, size=size)
         manifest = read_dataset(root).sample(16 * count, replace=True, random_state=0)
-        paths = [str(root / path) for path in manifest["image_path"]]
-
-        def decode_all():  # in chunks: single images cost more in handing over than they take
-            chunks = [paths[i : i + dataset.CHUNK] for i in range(0, len(paths), dataset.CHUNK)]
-            with ThreadPoolExecutor() as pool:
-                list(pool.map(lambda chunk: [dataset.decode(path) for path in chunk], chunks))
-
-        def pack():  # in another order each time, because that is another pack
-            return dataset.pack_images(manifest.sample(frac=1), root, packed_size)
-
-        decoding, packing = _seconds(decode_all, rounds=3), _seconds(pack, rounds=3)
-        images, manifest, _ = pack()
+        paths = [root / path for path in manifest["image_path"]]
+        # In batches: single images cost more in handing over than they take.
+        threads = Parallel(-1, "threading", batch_size=dataset.CHUNK, return_as="generator")
+        decode = [delayed(dataset.decode)(path) for path in paths]
+        decoding = _seconds(lambda: deque(threads(decode), maxlen=0), 3)
+        # In another order each time, because that is another pack.
+        packing = _seconds(lambda: dataset.pack_images(manifest.sample(frac=1), root, small), 3)
+        images, manifest, _ = dataset.pack_images(manifest, root, small)
         loader = dataset.make_loader(dataset.FaceDataset(images, manifest), 64, shuffle=True)
         packed = _seconds(lambda: sum(len(batch["image"]) for batch in loader))
-        to_tensor = Compose([Resize((packed_size, packed_size)), PILToTensor()])
+        to_tensor = transforms.Compose([transforms.Resize([small] * 2), transforms.PILToTensor()])
         files = _seconds(lambda: [to_tensor(Image.open(p).convert("RGB")) for p in paths], rounds=1)
     table = {
         f"read and split {rows:,} rows: seconds": (seconds, "≤ 5"),
         f"read and split {rows:,} rows: MB at most": (megabytes, "≤ 1000"),
         f"decoding files of {size} px, images/s": (len(paths) / decoding, ""),
-        f"packing them as {packed_size} px, images/s": (len(paths) / packing, ""),
+        f"packing them as {small} px, images/s": (len(paths) / packing, ""),
         "packing / decoding": (decoding / packing, "≥ 0.9"),
         "batches from the pack / PIL + torchvision": (files / packed, "≥ 20"),
     }
@@ -74,10 +69,8 @@ def _read_large(root, rows):
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
-    generator = np.random.default_rng(0)
-    table = pd.DataFrame(generator.uniform(-1, 1, (rows, 2)).round(4), names, VA)
-    table = table.assign(emotion=generator.integers(0, 8, rows))
-    table.to_csv(root / "labels.csv", index_label="image_path")
+    table = pd.DataFrame({"image_path": names, "emotion": np.arange(rows) % 8})
+    table.assign(valence=0.1234, arousal=-0.4321).to_csv(root / "labels.csv", index=False)
     seconds = _seconds(lambda: dataset.split_manifest(read_dataset(root)), rounds=1)
     return seconds, _peak_megabytes(lambda: dataset.split_manifest(read_dataset(root)))
 
@@ -85,17 +78,15 @@ def _read_large(root, rows):
 def bench_train(sizes=(96, 224), batch_size=64, steps=8, rows=400_000):
     """Training steps fed by a pack, by one resident batch, and by files through Pillow."""
     accelerator, table = make_accelerator(), {}
-    device = accelerator.device
-    bounds = ("≤ 1.10", "≥ 3") if device.type == "cuda" else ("≤ 1.05", "")
+    bounds = ("≤ 1.10", "≥ 3") if accelerator.device.type == "cuda" else ("≤ 1.05", "")
     model = create_model(pretrained=False).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     model, optimizer = accelerator.prepare(model, optimizer)
 
     def train(batches):
         for batch in batches:
-            if isinstance(batch, dict):  # torchvision gives lists
-                batch = batch["image"], batch["emotion"]
-            image, emotion = (value.to(device, non_blocking=True) for value in batch)
+            pair = (batch["image"], batch["emotion"]) if isinstance(batch, dict) else batch
+            image, emotion = (t.to(accelerator.device, non_blocking=True) for t in pair)
             if image.dtype == torch.uint8:
                 image = dataset.augment(dataset.normalise(image))
             image = image.contiguous(memory_format=torch.channels_last)
@@ -105,7 +96,9 @@ def bench_train(sizes=(96, 224), batch_size=64, steps=8, rows=400_000):
 
     with tempfile.TemporaryDirectory() as folder:
         for size in sizes:
-            sources = _sources(Path(folder) / str(size), size, batch_size, steps, device)
+            sources = _sources(
+                Path(folder) / str(size), size, batch_size, steps, accelerator.device
+            )
             runs = {name: partial(train, batches) for name, batches in sources.items()}
             rounds = [{n: _seconds(run, 1, warm_up=0) for n, run in runs.items()} for _ in range(4)]
             seconds = pd.DataFrame(rounds[1:]).median()  # in turns: a shared machine is moody
@@ -128,15 +121,13 @@ def bench_train(sizes=(96, 224), batch_size=64, steps=8, rows=400_000):
 
 def _sources(root, size, batch_size, steps, device):
     """Return iterables of as many batches: one resident batch, our pack, and the usual way."""
-    from torchvision import datasets, transforms  # here: it takes seconds
-
     manifest = read_dataset(synth.write_dataset(root, steps * batch_size, size=size))
     faces = dataset.FaceDataset(*dataset.pack_images(manifest, root, size)[:2])
     pack = dataset.make_loader(faces, batch_size, shuffle=True)
     change = [transforms.RandomHorizontalFlip(), transforms.RandomRotation(15)]
     scale = [transforms.ToTensor(), transforms.Normalize(dataset.IMAGE_MEAN, dataset.IMAGE_STD)]
     files = datasets.ImageFolder(root, transforms.Compose(change + scale), allow_empty=True)
-    options = {"num_workers": physical_cores(), "persistent_workers": True, "shuffle": True}
+    options = {"num_workers": torch.get_num_threads(), "persistent_workers": True, "shuffle": True}
     files = DataLoader(files, batch_size, pin_memory=device.type == "cuda", **options)
     resident = {name: value.to(device) for name, value in next(iter(pack)).items()}
     resident["image"] = dataset.normalise(resident["image"])
@@ -159,8 +150,7 @@ def bench_infer(size=224, calls=40):
 def bench_live(size=64, frames=60):
     """Milliseconds a frame: detector, model, and the whole pipeline with one face."""
     with tempfile.TemporaryDirectory() as folder, MediaPipeFaceDetector() as detector:
-        path = _untrained(Path(folder) / "mobilenet_v2", "mobilenet_v2", size)["onnx"]
-        recognizer = create_recognizer(path)
+        recognizer = create_recognizer(_untrained(Path(folder), "mobilenet_v2", size)["onnx"])
         pipeline = LivePipeline(recognizer, detector)
         images = [frame for frame, _ in synth.animate(seconds=frames / 15, fps=15)]
         face = torch.rand(1, 3, size, size)
@@ -173,16 +163,13 @@ def bench_live(size=64, frames=60):
     return pd.DataFrame({"milliseconds": {name: 1e3 * value for name, value in parts.items()}})
 
 
-BENCHES = {"data": bench_data, "train": bench_train, "infer": bench_infer, "live": bench_live}
-
-
 def _untrained(folder, backbone, size):
     """Write an untrained model in three formats: speed does not depend on the weights."""
     model = create_model(backbone, pretrained=False).eval()
     model.config |= vars(EmotionPreprocessor(size)) | {"va": "annotated"}
     save_weights(model, folder / "m.pth")
     onnx = export_to_onnx(model, folder / "m.onnx")
-    int8 = export_to_int8(onnx, folder / "i.onnx", torch.randn(16, 3, size, size).numpy())
+    int8 = export_to_int8(model, folder / "i.onnx", torch.randn(16, 3, size, size).numpy())
     return {"pytorch": folder / "m.pth", "onnx": onnx, "int8": int8}
 
 

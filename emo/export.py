@@ -4,6 +4,8 @@ import json
 import logging
 import timeit
 import warnings
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -41,9 +43,13 @@ def export_run(run, formats=tuple(FILES)):
     faces = _faces(val, reference, PROOF_FACES)
     expected = reference.run(faces)
     rows = [_facts("pytorch", best, reference, faces, expected, val)]
+    calibration = _faces(dataset.part("train"), reference, CALIBRATION_FACES)
+    writers = {"weights": save_weights, "torchscript": export_to_torchscript}
+    writers |= {"onnx": export_to_onnx, "int8": partial(export_to_int8, faces=calibration)}
+    writers["keras"] = export_to_keras
     for name in [name for name in FILES if name in formats]:
         with atomic_path(folder / FILES[name]) as temporary:
-            _write(name, model, temporary, dataset, reference)
+            writers[name](model, temporary)
             recognizer = create_recognizer(temporary)
             row = _facts(name, temporary, recognizer, faces, expected, val)
             worst = max(row["max_logit_difference"], row["max_va_difference"])
@@ -80,21 +86,20 @@ def export_to_onnx(model, path, device="cpu"):
     return Path(path)
 
 
-def export_to_int8(onnx_path, path, faces):
-    """Quantise an ONNX file to 8 bits (static, QDQ, per channel).
+def export_to_int8(model, path, faces):
+    """Write ONNX as `export_to_onnx` does, quantised to 8 bits (static, QDQ, per channel).
 
     `faces`, a float array (N, 3, S, S), gives the ranges of all activations. The heads stay float.
     """
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static, shape_inference
+    from onnxruntime.quantization import QuantType, quantize_static, shape_inference
 
     batches = iter([{"image": part} for part in np.array_split(faces, max(1, len(faces) // 16))])
     reader = SimpleNamespace(get_next=lambda: next(batches, None))
-    options = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+    options = {"activation_type": QuantType.QUInt8, "per_channel": True}
     options["op_types_to_quantize"] = ["Conv", "Add", "MaxPool", "GlobalAveragePool"]
-    options |= {"quant_format": QuantFormat.QDQ, "per_channel": True}
     with TemporaryDirectory() as scratch, atomic_path(path) as temporary:
-        prepared = f"{scratch}/prepared.onnx"
-        shape_inference.quant_pre_process(str(onnx_path), prepared)
+        exact, prepared = f"{scratch}/float.onnx", f"{scratch}/prepared.onnx"
+        shape_inference.quant_pre_process(str(export_to_onnx(model, exact)), prepared)
         quantize_static(prepared, str(temporary), reader, **options)
     return Path(path)
 
@@ -108,12 +113,10 @@ def export_to_keras(model, path):
     model, face = _ready(model, "cpu")
     image = keras.Input((*face.shape[2:], 3), name="image")
     twin = keras.Model(image, _KerasTwin(model, keras.layers).run(image))
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, ExitStack() as afterwards:
         logging.disable(logging.WARNING)  # .h5 is called legacy, but it is what people ask for
-        try:
-            twin.save(temporary)
-        finally:
-            logging.disable(logging.NOTSET)
+        afterwards.callback(logging.disable, logging.NOTSET)
+        twin.save(temporary)
     return Path(path)
 
 
@@ -179,16 +182,6 @@ def _ready(model, device):
     size = model.config.get("image_size", 224)
     model = model.to(device=device, memory_format=torch.contiguous_format).eval()
     return model, torch.zeros(2, 3, size, size, device=device)
-
-
-def _write(name, model, path, dataset, reference):
-    writers = {"weights": save_weights, "torchscript": export_to_torchscript}
-    writers |= {"onnx": export_to_onnx, "keras": export_to_keras}
-    if name in writers:
-        return writers[name](model, path)
-    calibration = _faces(dataset.part("train"), reference, CALIBRATION_FACES)
-    with TemporaryDirectory() as scratch:
-        export_to_int8(export_to_onnx(model, f"{scratch}/float.onnx"), path, calibration)
 
 
 def _faces(part, reference, count):

@@ -125,11 +125,11 @@ def draw_overlay(frame_bgr, faces, *, va="none", bars=True, plane=True, note="")
         cv2.rectangle(canvas, (x, y), (x + width, y + height), colour, int(2 * unit) + 1)
         label = face.state if face.state != "ok" else f"{face.emotion} {face.confidence:.0%}"
         _text(canvas, label, (max(x, 2), max(y - int(8 * unit), int(18 * unit))), 1.2 * unit)
-    if faces and faces[0].probabilities is not None:
-        if bars:
-            _draw_bars(canvas, faces[0].probabilities, unit)
-        if plane and va != "none":
-            _draw_plane(canvas, faces, va, unit)
+    predicted = faces and faces[0].emotion  # of the largest face
+    if bars and predicted:
+        _draw_bars(canvas, faces[0].probabilities, unit)
+    if plane and predicted and va != "none":
+        _draw_plane(canvas, faces, va, unit)
     _text(canvas, note, (int(8 * unit), int(20 * unit)), unit)
     return canvas
 
@@ -152,11 +152,10 @@ def _draw_plane(canvas, faces, va, unit):
     canvas[max(top, 0) : top + side, max(left, 0) : left + side] //= 3
     x, y = left + side // 2, top + side // 2
     cv2.drawMarker(canvas, (x, y), (200, 200, 200), cv2.MARKER_CROSS, side)
-    for face in faces:
-        if face.valence is not None:
-            point = (int(x + face.valence * side / 2), int(y - face.arousal * side / 2))
-            cv2.circle(canvas, point, int(6 * unit), (255, 255, 255), -1, cv2.LINE_AA)
-            cv2.circle(canvas, point, int(5 * unit), BGR[face.emotion], -1, cv2.LINE_AA)
+    for face in [face for face in faces if face.valence is not None]:
+        point = (int(x + face.valence * side / 2), int(y - face.arousal * side / 2))
+        cv2.circle(canvas, point, int(6 * unit), (255, 255, 255), -1, cv2.LINE_AA)
+        cv2.circle(canvas, point, int(5 * unit), BGR[face.emotion], -1, cv2.LINE_AA)
     _text(canvas, "arousal", (x + 3, top + int(12 * unit)), 0.7 * unit)
     _text(canvas, "valence", (left + int(84 * unit), y - 3), 0.7 * unit)
     if va == "derived":

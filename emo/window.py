@@ -51,10 +51,7 @@ class Camera(AbstractContextManager):
                     self.truth = truth
                     yield frame, truth["time"] + lap * self._seconds
             return
-        for number in count():
-            good, frame = self._capture.read()
-            if not good:
-                return
+        for number, (_, frame) in enumerate(iter(self._capture.read, (False, None))):
             yield frame, time.monotonic() if self.is_webcam else number / self.fps
 
     def __exit__(self, *exception):
