@@ -4,7 +4,6 @@ import base64
 import tempfile
 import threading
 import time
-import weakref
 from collections import deque
 from functools import partial
 from pathlib import Path
@@ -12,14 +11,14 @@ from pathlib import Path
 import anywidget
 import cv2
 import numpy as np
+import torch
 import traitlets
 
 from emo import synth
 from emo.emotions import COLOURS, EMOTIONS
 from emo.errors import EmoError
-from emo.faces import quiet_stderr
 from emo.live import LivePipeline, faces_table
-from emo.recognize import create_recognizer, physical_cores
+from emo.recognize import create_recognizer
 from emo.window import film_writer
 
 HISTORY = 20_000  # rows kept: twenty minutes of one face at 15 results a second
@@ -46,37 +45,30 @@ class EmotionCamera(anywidget.AnyWidget):
     colours = traitlets.Dict(COLOURS).tag(sync=True)
     retired = traitlets.Unicode("").tag(sync=True)
 
-    _newest = None  # weak reference to the one camera that may run
+    _newest = None  # the one camera that may run
     _film = None  # (WebM bytes, truth of each frame), drawn once in a process
 
-    def __init__(
-        self,
-        model_or_recognizer=None,
-        *,
-        pipeline=None,
-        smoothing=0.3,
-        source="browser",
-        max_in_flight=2,
-    ):
+    def __init__(self, model_or_recognizer=None, *, pipeline=None, **traits):
         model = model_or_recognizer
         if (model is None) == (pipeline is None):
             raise EmoError("EmotionCamera takes a model file, a recogniser or pipeline=…; give one")
         if isinstance(model, str | Path) and not Path(model).is_file():
             raise EmoError(f"{model} does not exist; train and export a model first (README)")
-        if source not in ("browser", "synthetic"):
-            raise EmoError(f"source is {source!r}; expected 'browser' or 'synthetic'")
-        if smoothing < 0 or not 1 <= max_in_flight <= 4:
-            raise EmoError(f"got {smoothing=} s, {max_in_flight=}; expected 0 or more and 1 to 4")
-        self._model, self._pipeline = model, pipeline
-        self._owned, self._failure = pipeline is None, None
+        self._model, self._pipeline, self._failure = model, pipeline, None
         self._busy, self._rows = threading.Lock(), deque(maxlen=HISTORY)  # (Face, truth or None)
         self._born, self._offset, self._local = time.monotonic(), 0.0, True
-        smoothing = float(smoothing if pipeline is None else pipeline.smoothing)
-        va = getattr(model if pipeline is None else pipeline.recognizer, "va", "")
-        super().__init__(source=source, smoothing=smoothing, max_in_flight=max_in_flight, va=va)
+        traits["va"] = getattr(model if pipeline is None else pipeline.recognizer, "va", "")
+        if pipeline is not None:
+            traits["smoothing"] = pipeline.smoothing
+        if unknown := set(traits) - set(self.trait_names()):  # ipywidgets would ignore it
+            raise EmoError(f"EmotionCamera has no option {unknown.pop()!r}; see its docstring")
+        try:
+            super().__init__(**traits)
+        except traitlets.TraitError as error:
+            ranges = "smoothing 0 or more seconds, max_in_flight 1 to 4"
+            raise EmoError(f"{error}; expected 'browser' or 'synthetic', {ranges}") from error
         self.on_msg(self._receive)
-        previous = EmotionCamera._newest and EmotionCamera._newest()
-        EmotionCamera._newest = weakref.ref(self)
+        previous, EmotionCamera._newest = EmotionCamera._newest, self
         if previous is not None:
             previous.retire()
 
@@ -101,8 +93,8 @@ class EmotionCamera(anywidget.AnyWidget):
     def retire(self):
         """Stop for good and release the detector; `history` stays."""
         self.retired = RETIRED
-        with self._busy, quiet_stderr():  # MediaPipe logs its farewell
-            if self._owned and self._pipeline is not None:
+        with self._busy:
+            if self._model is not None and self._pipeline is not None:  # it is our own
                 self._pipeline.detector.close()
                 self._pipeline = None
 
@@ -150,7 +142,6 @@ class EmotionCamera(anywidget.AnyWidget):
 
     def _on_frame(self, content, buffers):
         """Find and read the faces of one JPEG; boxes are sent as shares of the frame."""
-        started = time.perf_counter()
         if self.retired or self._failure:
             raise EmoError(self.retired or self._failure)
         if not buffers and "jpeg" not in content:
@@ -163,11 +154,11 @@ class EmotionCamera(anywidget.AnyWidget):
             self._load(content["view"])
         seconds = content["time"] + self._offset
         faces = self._pipeline.process(frame, seconds)
-        index = content.get("index")
-        truth = None if index is None or self._film is None else self._film[1][int(index)]
+        index = content.get("index")  # of a frame of the simulated camera
+        truth = None if index is None else self._film[1][index]
         self._rows.extend((face, truth) for face in faces)
-        answer = {"kind": "result", "time": seconds, "ms": 1000 * (time.perf_counter() - started)}
-        return answer | {"faces": [_message(face, frame.shape) for face in faces]}, None
+        found = [_message(face, frame.shape) for face in faces]
+        return {"kind": "result", "time": seconds, "faces": found}, None
 
     def _load(self, view):
         """Open detector and model; a failure is kept, so that frames don't repeat it."""
@@ -176,7 +167,7 @@ class EmotionCamera(anywidget.AnyWidget):
             recognizer = self._model
             if isinstance(recognizer, str | Path):
                 # The browser shares this machine: leave it a core.
-                threads = max(1, physical_cores() - 1) if self._local else None
+                threads = max(1, torch.get_num_threads() - 1) if self._local else None
                 recognizer = create_recognizer(recognizer, threads=threads)
             self._pipeline = LivePipeline(recognizer, smoothing=self.smoothing)
         except Exception as error:
@@ -195,11 +186,7 @@ def _message(face, shape):
     """Turn a `Face` into plain JSON with its box as shares of the frame."""
     message = {name: getattr(face, name) for name in ("state", "emotion", "valence", "arousal")}
     message["probabilities"] = None if face.probabilities is None else face.probabilities.tolist()
-    return message | {"face": face.track, "box": _shares(face.bbox, shape)}
-
-
-def _shares(bbox, shape):
-    return np.divide(bbox, [shape[1], shape[0]] * 2).tolist()
+    return message | {"face": face.track, "box": np.divide(face.bbox, shape[1::-1] * 2).tolist()}
 
 
 def _draw_film(tell):
@@ -211,7 +198,7 @@ def _draw_film(tell):
         with film_writer(path, FILM["fps"], codec="VP80") as write:
             for frame, truth in synth.animate(**FILM):
                 write(frame)
-                box = _shares(truth.pop("bbox"), frame.shape)
+                box = np.divide(truth.pop("bbox"), frame.shape[1::-1] * 2).tolist()
                 truths.append(truth | {"emotion": EMOTIONS[truth["emotion"]], "box": box})
                 if len(truths) % 18 == 0:
                     tell(f"drawing the simulated camera, once: {len(truths) / count:.0%}")

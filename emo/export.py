@@ -4,6 +4,8 @@ import json
 import logging
 import timeit
 import warnings
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -11,7 +13,6 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 
 from emo.errors import EmoError
 from emo.evaluation import compute_metrics, predict_dataset
@@ -42,18 +43,20 @@ def export_run(run, formats=tuple(FILES)):
     faces = _faces(val, reference, PROOF_FACES)
     expected = reference.run(faces)
     rows = [_facts("pytorch", best, reference, faces, expected, val)]
+    calibration = _faces(dataset.part("train"), reference, CALIBRATION_FACES)
+    writers = {"weights": save_weights, "torchscript": export_to_torchscript}
+    writers |= {"onnx": export_to_onnx, "int8": partial(export_to_int8, faces=calibration)}
+    writers["keras"] = export_to_keras
     for name in [name for name in FILES if name in formats]:
         with atomic_path(folder / FILES[name]) as temporary:
-            _write(name, model, temporary, dataset, reference)
-            config = folder / "model_config.json" if name == "keras" else None
-            recognizer = create_recognizer(temporary, config)
+            writers[name](model, temporary)
+            recognizer = create_recognizer(temporary)
             row = _facts(name, temporary, recognizer, faces, expected, val)
             worst = max(row["max_logit_difference"], row["max_va_difference"])
             if name != "int8" and not (worst <= TOLERANCE and row["agreement"] == 1):
-                raise EmoError(
-                    f"{FILES[name]} differs from PyTorch by {worst:.2g} (allowed: {TOLERANCE}), "
-                    f"agrees on {row['agreement']:.1%} of faces: not written; please report this"
-                )
+                fault = f"{FILES[name]} differs from PyTorch by {worst:.2g} (allowed: {TOLERANCE})"
+                fault += f", agrees on {row['agreement']:.1%} of faces"
+                raise EmoError(f"{fault}: not written; please report this")
         rows.append(row)
     for row in rows:
         row["speed_up"] = rows[0]["median_ms"] / row["median_ms"]
@@ -65,10 +68,9 @@ def export_to_torchscript(model, path, device="cpu"):
     """Trace the model into one TorchScript file with its config inside."""
     model, face = _ready(model, device)
     extra = {"model_config.json": json.dumps(model.config)}
-    with atomic_path(path) as temporary, torch.inference_mode():
-        with warnings.catch_warnings(action="ignore"):  # deprecated, but many runtimes read it
-            traced = torch.jit.trace(_Plain({"model": model}), face)
-            torch.jit.save(traced, str(temporary), _extra_files=extra)
+    with atomic_path(path) as temporary, warnings.catch_warnings(action="ignore"):
+        traced = torch.jit.trace(model, face)  # deprecated, but many runtimes read it
+        torch.jit.save(traced, str(temporary), _extra_files=extra)
     return Path(path)
 
 
@@ -78,27 +80,26 @@ def export_to_onnx(model, path, device="cpu"):
     options = {"input_names": ["image"], "output_names": ["logits", "va"], "verbose": False}
     options["dynamic_shapes"] = {"image": {0: torch.export.Dim("batch", min=1, max=4096)}}
     with atomic_path(path) as temporary, warnings.catch_warnings(action="ignore"):
-        program = torch.onnx.export(_Plain({"model": model}), (face,), dynamo=True, **options)
+        program = torch.onnx.export(model, (face,), dynamo=True, **options)
         program.model.metadata_props["model_config"] = json.dumps(model.config)
         program.save(temporary, external_data=False)
     return Path(path)
 
 
-def export_to_int8(onnx_path, path, faces):
-    """Quantise an ONNX file to 8 bits (static, QDQ, per channel).
+def export_to_int8(model, path, faces):
+    """Write ONNX as `export_to_onnx` does, quantised to 8 bits (static, QDQ, per channel).
 
     `faces`, a float array (N, 3, S, S), gives the ranges of all activations. The heads stay float.
     """
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static, shape_inference
+    from onnxruntime.quantization import QuantType, quantize_static, shape_inference
 
     batches = iter([{"image": part} for part in np.array_split(faces, max(1, len(faces) // 16))])
     reader = SimpleNamespace(get_next=lambda: next(batches, None))
-    options = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+    options = {"activation_type": QuantType.QUInt8, "per_channel": True}
     options["op_types_to_quantize"] = ["Conv", "Add", "MaxPool", "GlobalAveragePool"]
-    options |= {"quant_format": QuantFormat.QDQ, "per_channel": True}
     with TemporaryDirectory() as scratch, atomic_path(path) as temporary:
-        prepared = f"{scratch}/prepared.onnx"
-        shape_inference.quant_pre_process(str(onnx_path), prepared)
+        exact, prepared = f"{scratch}/float.onnx", f"{scratch}/prepared.onnx"
+        shape_inference.quant_pre_process(str(export_to_onnx(model, exact)), prepared)
         quantize_static(prepared, str(temporary), reader, **options)
     return Path(path)
 
@@ -112,20 +113,11 @@ def export_to_keras(model, path):
     model, face = _ready(model, "cpu")
     image = keras.Input((*face.shape[2:], 3), name="image")
     twin = keras.Model(image, _KerasTwin(model, keras.layers).run(image))
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, ExitStack() as afterwards:
         logging.disable(logging.WARNING)  # .h5 is called legacy, but it is what people ask for
-        try:
-            twin.save(temporary)
-        finally:
-            logging.disable(logging.NOTSET)
+        afterwards.callback(logging.disable, logging.NOTSET)
+        twin.save(temporary)
     return Path(path)
-
-
-class _Plain(nn.ModuleDict):
-    """Return a plain tuple: TorchScript and ONNX know no named tuples."""
-
-    def forward(self, image):
-        return tuple(self["model"](image))
 
 
 class _KerasTwin(torch.fx.Interpreter):
@@ -190,16 +182,6 @@ def _ready(model, device):
     size = model.config.get("image_size", 224)
     model = model.to(device=device, memory_format=torch.contiguous_format).eval()
     return model, torch.zeros(2, 3, size, size, device=device)
-
-
-def _write(name, model, path, dataset, reference):
-    writers = {"weights": save_weights, "torchscript": export_to_torchscript}
-    writers |= {"onnx": export_to_onnx, "keras": export_to_keras}
-    if name in writers:
-        return writers[name](model, path)
-    calibration = _faces(dataset.part("train"), reference, CALIBRATION_FACES)
-    with TemporaryDirectory() as scratch:
-        export_to_int8(export_to_onnx(model, f"{scratch}/float.onnx"), path, calibration)
 
 
 def _faces(part, reference, count):

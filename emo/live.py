@@ -17,6 +17,7 @@ from emo.recognize import NOT_SURE
 MIN_FACE = 32  # pixels; below this a face has too little detail to read
 SAME_FACE = 0.3  # overlap (IoU) of boxes in successive frames that makes them one face
 FORGET = 1.0  # seconds after which a face that went missing is a new one
+BGR = {name: tuple(bytes.fromhex(code[1:]))[::-1] for name, code in COLOURS.items()}
 
 
 @dataclass
@@ -29,18 +30,10 @@ class Face:
     time: float
     state: str = "too small"  # then nothing was predicted; else "ok" or "not sure"
     probabilities: np.ndarray | None = None  # (8,) in AffectNet's order
+    emotion: str | None = None  # the most probable class, and its probability
+    confidence: float | None = None
     valence: float | None = None
     arousal: float | None = None
-
-    @property
-    def emotion(self):
-        """Name of the most probable class."""
-        return None if self.probabilities is None else EMOTIONS[self.probabilities.argmax()]
-
-    @property
-    def confidence(self):
-        """Probability of the most probable class."""
-        return None if self.probabilities is None else float(self.probabilities.max())
 
 
 class LivePipeline:
@@ -59,43 +52,42 @@ class LivePipeline:
 
     def reset(self):
         """Forget all faces, as at the start of a new film."""
-        self._known, self._numbers = [], count()  # the latest `Face` of each track
+        self._known, self._numbers = {}, count()  # track → its latest `Face`
 
     def process(self, frame_bgr, seconds=None):
         """Return the faces of a BGR frame (H, W, 3) at `seconds` (default: now), largest first."""
         seconds = time.monotonic() if seconds is None else seconds  # on a clock that goes forward
         found = self.detector.detect(frame_bgr)[: self.max_faces]
-        before = self._follow([bbox for bbox, _ in found], seconds)
-        tracks = [next(self._numbers) if face is None else face.track for face in before]
+        tracks = self._follow([bbox for bbox, _ in found], seconds)
         faces = [Face(t, *face, seconds) for t, face in zip(tracks, found, strict=True)]
-        self._known += faces
-        large = [i for i, face in enumerate(faces) if min(face.bbox[2:]) >= MIN_FACE]
-        crops = [crop_face(frame_bgr, faces[i].bbox, self.recognizer.crop_margin) for i in large]
+        large = [face for face in faces if min(face.bbox[2:]) >= MIN_FACE]
+        crops = [crop_face(frame_bgr, face.bbox, self.recognizer.crop_margin) for face in large]
         batch = self.recognizer.preprocessor.preprocess_batch(crops)
-        for i, result in zip(large, self.recognizer.predict_batch(batch), strict=True):
-            self._smooth(faces[i], before[i], result)
+        for face, result in zip(large, self.recognizer.predict_batch(batch), strict=True):
+            self._smooth(face, self._known.get(face.track), result)
+        self._known |= {face.track: face for face in faces}
         return faces
 
     def _follow(self, boxes, seconds):
-        """Return the known face that each box overlaps most, or None; keep the others known."""
-        free = {f.track: f for f in self._known if seconds - f.time <= FORGET}
-        pairs = [(overlap(f.bbox, b), n, i) for n, f in free.items() for i, b in enumerate(boxes)]
-        before = [None] * len(boxes)
+        """Return the track of the known face that each box overlaps most, or a new number."""
+        known = {n: f for n, f in self._known.items() if seconds - f.time <= FORGET}
+        pairs = [(overlap(f.bbox, b), n, i) for n, f in known.items() for i, b in enumerate(boxes)]
+        found, self._known = {}, known  # box → track
         for iou, number, i in sorted(pairs, reverse=True):
-            if iou >= SAME_FACE and number in free and before[i] is None:
-                before[i] = free.pop(number)
-        self._known = [*free.values()]
-        return before
+            if iou >= SAME_FACE and i not in found and number not in found.values():
+                found[i] = number
+        return [found[i] if i in found else next(self._numbers) for i in range(len(boxes))]
 
     def _smooth(self, face, before, result):
-        numbers = *result["probabilities"].values(), result["valence"], result["arousal"]
-        raw = np.array(numbers, float)  # None becomes NaN
+        raw = [*result["probabilities"].values(), result["valence"], result["arousal"]]
+        raw = np.array(raw, float)  # None becomes NaN
         if before is not None and before.probabilities is not None and self.smoothing > 0:
             # Time-aware, so that the same dial feels the same at 5 and at 30 frames a second.
             keep = math.exp(-max(face.time - before.time, 0) / self.smoothing)
             smooth = np.array([*before.probabilities, before.valence, before.arousal], float)
             raw = keep * smooth + (1 - keep) * raw
-        face.probabilities = raw[:8]
+        face.probabilities, best = raw[:8], raw[:8].argmax()
+        face.emotion, face.confidence = EMOTIONS[best], float(raw[best])
         face.valence, face.arousal = (None if math.isnan(v) else float(v) for v in raw[8:])
         face.state = "ok" if face.confidence >= NOT_SURE else "not sure"
 
@@ -128,16 +120,16 @@ def draw_overlay(frame_bgr, faces, *, va="none", bars=True, plane=True, note="")
     unit = max(min(canvas.shape[:2]) / 480, 0.5)
     for face in faces:
         x, y, width, height = face.bbox
-        colour = _bgr(face.emotion) if face.state == "ok" else (160, 160, 160)
+        colour = BGR[face.emotion] if face.state == "ok" else (160, 160, 160)
         cv2.rectangle(canvas, (x, y), (x + width, y + height), (255, 255, 255), int(4 * unit) + 1)
         cv2.rectangle(canvas, (x, y), (x + width, y + height), colour, int(2 * unit) + 1)
         label = face.state if face.state != "ok" else f"{face.emotion} {face.confidence:.0%}"
         _text(canvas, label, (max(x, 2), max(y - int(8 * unit), int(18 * unit))), 1.2 * unit)
-    if faces and faces[0].probabilities is not None:
-        if bars:
-            _draw_bars(canvas, faces[0].probabilities, unit)
-        if plane and va != "none":
-            _draw_plane(canvas, faces, va, unit)
+    predicted = faces and faces[0].emotion  # of the largest face
+    if bars and predicted:
+        _draw_bars(canvas, faces[0].probabilities, unit)
+    if plane and predicted and va != "none":
+        _draw_plane(canvas, faces, va, unit)
     _text(canvas, note, (int(8 * unit), int(20 * unit)), unit)
     return canvas
 
@@ -145,46 +137,34 @@ def draw_overlay(frame_bgr, faces, *, va="none", bars=True, plane=True, note="")
 def _draw_bars(canvas, probabilities, unit):
     left, line = int(8 * unit), int(17 * unit)
     top = canvas.shape[0] - 8 * line - int(6 * unit)
-    _shade(canvas, left - 4, top - 4, int(206 * unit), 8 * line + 8)
+    canvas[max(top - 4, 0) : top + 8 * line + 4, left - 4 : left + int(202 * unit)] //= 3  # darker
     for i, name in enumerate(EMOTIONS):
         y = top + i * line
-        start = (left + int(84 * unit), y + 2)
-        end = (left + int((84 + 116 * probabilities[i]) * unit), y + line - 3)
-        cv2.rectangle(canvas, start, end, _bgr(name), -1)
-        cv2.rectangle(canvas, start, end, (255, 255, 255), 1)
+        bar = (left + int(84 * unit), y + 2, int(116 * unit * probabilities[i]) + 1, line - 4)
+        cv2.rectangle(canvas, bar, BGR[name], -1)
+        cv2.rectangle(canvas, bar, (255, 255, 255), 1)
         _text(canvas, name, (left, y + int(12 * unit)), 0.85 * unit)
 
 
 def _draw_plane(canvas, faces, va, unit):
     side, gap = int(130 * unit), int(8 * unit)
     left, top = canvas.shape[1] - side - gap, canvas.shape[0] - side - int(26 * unit)
-    _shade(canvas, left, top, side, side)
+    canvas[max(top, 0) : top + side, max(left, 0) : left + side] //= 3
     x, y = left + side // 2, top + side // 2
     cv2.drawMarker(canvas, (x, y), (200, 200, 200), cv2.MARKER_CROSS, side)
-    for face in faces:
-        if face.valence is not None:
-            point = (int(x + face.valence * side / 2), int(y - face.arousal * side / 2))
-            cv2.circle(canvas, point, int(6 * unit), (255, 255, 255), -1, cv2.LINE_AA)
-            cv2.circle(canvas, point, int(5 * unit), _bgr(face.emotion), -1, cv2.LINE_AA)
+    for face in [face for face in faces if face.valence is not None]:
+        point = (int(x + face.valence * side / 2), int(y - face.arousal * side / 2))
+        cv2.circle(canvas, point, int(6 * unit), (255, 255, 255), -1, cv2.LINE_AA)
+        cv2.circle(canvas, point, int(5 * unit), BGR[face.emotion], -1, cv2.LINE_AA)
     _text(canvas, "arousal", (x + 3, top + int(12 * unit)), 0.7 * unit)
     _text(canvas, "valence", (left + int(84 * unit), y - 3), 0.7 * unit)
     if va == "derived":
         _text(canvas, "derived from class", (left, top + side + int(14 * unit)), 0.75 * unit)
 
 
-def _shade(canvas, x, y, width, height):
-    part = canvas[max(y, 0) : y + height, max(x, 0) : x + width]
-    part[:] = (part * 0.35).astype(np.uint8)
-
-
 def _text(canvas, text, origin, unit):
-    font, size, (x, y) = cv2.FONT_HERSHEY_SIMPLEX, 0.5 * unit, origin
-    width = max(round(unit), 1)
-    for dx, dy in ((-1, 0), (1, 0), (0, -1), (0, 1)):  # an outline, readable on any background
-        place = (x + dx * width, y + dy * width)
-        cv2.putText(canvas, text, place, font, size, (0, 0, 0), width, cv2.LINE_AA)
-    cv2.putText(canvas, text, origin, font, size, (255, 255, 255), width, cv2.LINE_AA)
-
-
-def _bgr(emotion):
-    return tuple(bytes.fromhex(COLOURS[emotion][1:]))[::-1]
+    font, width = cv2.FONT_HERSHEY_SIMPLEX, max(round(unit), 1)
+    # White with a black outline, drawn first: readable on any background.
+    for x, y, grey in ((-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, 255)):
+        place = (origin[0] + x * width, origin[1] + y * width)
+        cv2.putText(canvas, text, place, font, 0.5 * unit, [grey] * 3, width, cv2.LINE_AA)

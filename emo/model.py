@@ -64,8 +64,7 @@ def create_model(backbone="resnet18", num_classes=8, pretrained=True):
         raise EmoError(f"{why}; connect once, or use --no-pretrained (pretrained=False)") from error
     heads = [(name, part) for name, part in network.named_modules() if isinstance(part, Linear)]
     if not heads or backbone in ("inception_v3", "googlenet"):
-        cure = "choose resnet18, mobilenet_v2, efficientnet_b0 or a similar one"
-        raise EmoError(f"{backbone} has no single linear layer that heads could replace; {cure}")
+        raise EmoError(f"{backbone} has no single linear layer to replace; choose e.g. resnet18")
     name, classifier = heads[-1]
     network.set_submodule(name, Identity())
     classes = EMOTIONS if num_classes == len(EMOTIONS) else map(str, range(num_classes))

@@ -61,8 +61,7 @@ class EmotionRecognizer:
         Returns `emotion`, `emotion_id`, `confidence`, `probabilities` (by class name),
         `valence` and `arousal` in [−1, 1]; both are None for a model never taught them.
         """
-        batch = torch.as_tensor(tensor)
-        batch = batch[None] if batch.ndim == 3 else batch
+        batch = tensor.reshape(-1, *tensor.shape[-3:])  # a single face is a batch of one
         if len(batch) != 1:
             raise EmoError(f"predict takes one face, got {len(batch)}; use predict_batch")
         return self.predict_batch(batch)[0]
@@ -83,8 +82,7 @@ class EmotionRecognizer:
         none = np.zeros((0, len(self.classes)), np.float32), np.zeros((0, 2), np.float32)
         with self._lock:
             parts = [self._run(faces[i : i + CHUNK]) for i in range(0, len(faces), CHUNK)]
-        logits, va = zip(none, *parts, strict=True)
-        return np.concatenate(logits), np.concatenate(va)
+        return tuple(np.concatenate(column) for column in zip(none, *parts, strict=True))
 
     def recognize(self, image_bgr, detector):
         """Detect, crop and predict all faces of a BGR image; largest first.
@@ -185,15 +183,14 @@ def _load_onnx(path, device, threads):
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or physical_cores()
+    options.intra_op_num_threads = threads or torch.get_num_threads()  # of physical cores
     options.log_severity_level = 3
     provider = f"{device.upper()}ExecutionProvider"  # the CPU's steps in by itself
     if provider not in onnxruntime.get_available_providers():
         raise EmoError("this onnxruntime has no GPU support; install onnxruntime-gpu or use cpu")
     session = onnxruntime.InferenceSession(str(path), options, [provider])
-    name = session.get_inputs()[0].name
     inside = json.loads(session.get_modelmeta().custom_metadata_map.get("model_config", "{}"))
-    return (lambda faces: session.run(["logits", "va"], {name: faces})), inside
+    return (lambda faces: session.run(["logits", "va"], {"image": faces})), inside
 
 
 def _load_keras(path, device, threads):
@@ -215,12 +212,6 @@ def import_keras():
     except ImportError as error:
         raise EmoError("Keras is not installed; pip install 'emo[keras]'") from error
     return keras
-
-
-def physical_cores():
-    """Number of physical cores this process may use: two threads a core only get in the way."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(allowed or 1, torch.get_num_threads()))
 
 
 LOADERS = {".pth": _load_pth, ".pt": _load_torchscript, ".onnx": _load_onnx, ".h5": _load_keras}

@@ -42,8 +42,7 @@ class Camera(AbstractContextManager):
             cure = "close other programs that use it, or try another or --camera synthetic"
             raise EmoError(f"--camera {self.source} could not be opened; {cure}")
         self.fps = self._capture.get(cv2.CAP_PROP_FPS) or 30.0
-        frames = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        self.frames = frames if frames > 0 and not self.is_webcam else None
+        self.frames = max(int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0) or None
 
     def __iter__(self):
         if self.source == "synthetic":
@@ -52,10 +51,7 @@ class Camera(AbstractContextManager):
                     self.truth = truth
                     yield frame, truth["time"] + lap * self._seconds
             return
-        for number in count():
-            good, frame = self._capture.read()
-            if not good:
-                return
+        for number, (_, frame) in enumerate(iter(self._capture.read, (False, None))):
             yield frame, time.monotonic() if self.is_webcam else number / self.fps
 
     def __exit__(self, *exception):
@@ -92,29 +88,26 @@ def run_live(pipeline, camera, *, headless=False, record=None, log=None, on_face
     Keys: q quit, v valence–arousal plane, p bars, s screenshot. `record` writes the annotated
     film (VP9), `log` a CSV of numbers. Returns the table of all faces (see `faces_table`).
     """
-    seen, times, shown = [], deque(maxlen=30), time.perf_counter()
+    seen, times = [], deque([time.perf_counter()], maxlen=30)  # when frames were shown
     view = dict.fromkeys(TOGGLES.values(), True) | {"va": pipeline.recognizer.va}
     pause = 0 if camera.is_webcam else 1 / camera.fps  # other frames come at their film's own speed
-    bar = tqdm(total=camera.frames, desc="Frames", unit="frame", disable=not headless)
+    frames = tqdm(camera, "Frames", camera.frames, unit="frame", disable=not headless)
     recording = film_writer(record, camera.fps) if record else nullcontext()
     try:
-        with recording as write, nullcontext() if headless else _window(), bar:
-            for frame, seconds in camera:
+        with recording as write, nullcontext() if headless else _window(), frames:
+            for frame, seconds in frames:
                 faces = pipeline.process(frame, seconds)
                 seen += faces
                 if on_faces is not None:
                     on_faces(faces, camera.truth)
-                times.append(time.perf_counter())
-                if write or not headless:
-                    rate = (len(times) - 1) / max(times[-1] - times[0], 1e-9)
-                    note = "" if headless else f"{rate:.0f} FPS"
-                    canvas = draw_overlay(frame, faces, note=note, **view)
+                rate = (len(times) - 1) / max(times[-1] - times[0], 1e-9)
+                view["note"] = "" if headless else f"{rate:.0f} FPS"
+                canvas = draw_overlay(frame, faces, **view) if write or not headless else None
                 if write:
                     write(canvas)
-                if not headless and not _show(canvas, view, shown + pause):
+                if not headless and not _show(canvas, view, times[-1] + pause):
                     break
-                shown = time.perf_counter()
-                bar.update()
+                times.append(time.perf_counter())
     except KeyboardInterrupt:
         print("stopped")
     table = faces_table(seen)
@@ -146,7 +139,7 @@ def _window():
     screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     if sys.platform.startswith("linux") and not screen:
         raise EmoError("there is no display for a window; use --headless with --record or --log")
-    if "headless" in cv2.__file__ or not hasattr(cv2, "imshow"):
+    if not cv2.currentUIFramework():  # a headless OpenCV has the functions, but they raise
         raise EmoError("this OpenCV has no windows; install opencv-contrib-python")
     cv2.namedWindow(WINDOW, cv2.WINDOW_GUI_NORMAL | cv2.WINDOW_AUTOSIZE)
     try:
