@@ -28,6 +28,15 @@ CLASS_PAIR = ["emotion", "pred_emotion"]
 ROUNDS = 1000  # bootstrap samples behind each interval
 BY = "skin_tone"  # whose groups are compared unless told; synthetic faces have it
 SHOWN, FEWEST = 12, 5  # at most: faces of a kind, or groups; at least: people in a group
+TITLES = {"accuracy": "accuracy", "macro_f1": "macro F1 (8 classes)"}
+TITLES |= {"accuracy_7": "accuracy without contempt", "macro_f1_7": "macro F1 without contempt"}
+TITLES |= {"calibration_error": "calibration error", "mean_ccc": "mean CCC"}
+TITLES |= {f"ccc_{name}": f"CCC {name}" for name in VA}
+NOT_SCORED = {
+    "none": "none: the model was not taught it, or nobody annotated it",
+    "derived": "not scored: derived from the class, nobody annotated it",
+    "annotated": "not scored: no annotated row in this part",
+}
 VA_IN_WORDS = {  # from the least to the most that is known
     "none": "not taught; the model shows none",
     "derived": "derived from the class: class means, which nobody annotated",
@@ -123,14 +132,11 @@ def compute_metrics(
     sure, raw = confidence >= NOT_SURE, np.log(np.maximum(probabilities, 1e-12))
     raw = metrics.softmax(raw, 1 / temperature).max(axis=1)
     classes = pd.DataFrame(metrics.per_class(matrix), EMOTIONS)
-    seven = {"n": int((table["emotion"] < 7).sum())}
-    facts = {"n": len(table), "n_va": int(known.sum()), "va": va}
     split = str(table["split"].iloc[0]) if "split" in table else "test"
-    numbers = {"split": split} | facts
+    numbers = {"split": split, "n": len(table), "n_va": int(known.sum()), "va": va}
     numbers["emotion"] = {
         **{name: values[name] for name in ("accuracy", "macro_f1", "calibration_error")},
         "calibration_error_uncalibrated": metrics.calibration_error(raw, hit),
-        "without_contempt": seven | {n: values[f"{n}_7"] for n in ("accuracy", "macro_f1")},
         "sure": {
             "confidence": NOT_SURE,
             "coverage": float(sure.mean()),
@@ -143,9 +149,10 @@ def compute_metrics(
     for name in VA:
         pair = table.loc[known, [name, f"pred_{name}"]].to_numpy().T
         numbers[name] = metrics.regression(*pair) if known.any() else None
-    combined = combined_score(values["macro_f1"], values.get("mean_ccc"))
-    numbers |= {"mean_ccc": values.get("mean_ccc"), "combined_score": float(combined)}
+    numbers["mean_ccc"] = mean_ccc = values.get("mean_ccc")
+    numbers["combined_score"] = float(combined_score(values["macro_f1"], mean_ccc))
     numbers["baselines"] = _baselines(table, table[known], train_manifest)
+    numbers["scores"] = values  # all that have an interval, by the same names
     numbers["intervals"] = dict(zip(values, _intervals(score, table, rounds), strict=True))
     numbers["groups"] = _groups(table, by, rounds) if by in table else None
     return numbers
@@ -190,36 +197,22 @@ def write_report(folder, predictions, numbers, config, part=None):
 
 def headline(numbers):
     """Return the few lines that a person reads first, as text by name."""
-    emotion, intervals, baselines = (numbers[n] for n in ("emotion", "intervals", "baselines"))
-    seven, sure = emotion["without_contempt"], emotion["sure"]
-
-    def line(name, value):
-        return "{:.3f} (95 % interval {:.3f} to {:.3f})".format(value, *intervals[name])
-
-    lines = {
-        "images": f"{numbers['n']} ({numbers['split']})",
-        "accuracy": line("accuracy", emotion["accuracy"]),
-        "macro F1 (8 classes)": line("macro_f1", emotion["macro_f1"]),
-        "accuracy without contempt (7)": line("accuracy_7", seven["accuracy"]),
-        "macro F1 without contempt (7)": line("macro_f1_7", seven["macro_f1"]),
-        "calibration error": line("calibration_error", emotion["calibration_error"]),
-        "always the commonest class": f"accuracy {baselines['majority_accuracy']:.3f}",
-    }
-    if sure["coverage"] < 1:
-        kept = f"{sure['coverage']:.1%} of the faces, accuracy {sure['accuracy'] or 0:.3f}"
+    emotion, baselines, lines = numbers["emotion"], numbers["baselines"], {}
+    lines["images"] = f"{numbers['n']} ({numbers['split']})"
+    for name, (low, high) in numbers["intervals"].items():
+        value = f"{numbers['scores'][name]:.3f} (95 % interval {low:.3f} to {high:.3f})"
+        lines[TITLES[name]] = value
+    sure, coverage = emotion["sure"], emotion["sure"]["coverage"]
+    if coverage < 1:
+        kept = f"{coverage:.1%} of the faces, accuracy {sure['accuracy'] or 0:.3f}"
         lines[f"answered with confidence {sure['confidence']} or more"] = kept
     if emotion["absent"]:
         lines["without an image, so 0 in macro F1"] = ", ".join(emotion["absent"])
-    if numbers["mean_ccc"] is not None:
-        lines["mean CCC"] = line("mean_ccc", numbers["mean_ccc"])
-        lines |= {f"CCC {name}": line(f"ccc_{name}", numbers[name]["ccc"]) for name in VA}
-        if lookup := baselines.get("lookup_predicted_class"):
-            lines["class means instead of the VA head"] = f"mean CCC {lookup['mean_ccc']:.3f}"
-    else:
-        why = {"annotated": "not scored: no annotated row in this part"}
-        why["derived"] = "not scored: derived from the class, nobody annotated it"
-        why["none"] = "none: the model was not taught it, or nobody annotated it"
-        lines["valence/arousal"] = why[numbers["va"]]
+    lines["always the commonest class"] = f"accuracy {baselines['majority_accuracy']:.3f}"
+    if lookup := baselines.get("lookup_predicted_class"):
+        lines["class means instead of the VA head"] = f"mean CCC {lookup['mean_ccc']:.3f}"
+    if numbers["mean_ccc"] is None:
+        lines["valence/arousal"] = NOT_SCORED[numbers["va"]]
     return lines
 
 
