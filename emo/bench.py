@@ -42,9 +42,9 @@ def bench_data(count=600, rows=400_000, size=224, small=64):
         manifest = read_dataset(root).sample(16 * count, replace=True, random_state=0)
         paths = [root / path for path in manifest["image_path"]]
         # In batches: single images cost more in handing over than they take.
-        threads = Parallel(-1, "threading", batch_size=dataset.CHUNK, return_as="generator")
+        threads = Parallel(-1, "threading", batch_size=dataset.CHUNK)
         decode = [delayed(dataset.decode)(path) for path in paths]
-        decoding = _seconds(lambda: deque(threads(decode), maxlen=0), 3)
+        decoding = _seconds(lambda: threads(decode), 3)
         # In another order each time, because that is another pack.
         packing = _seconds(lambda: dataset.pack_images(manifest.sample(frac=1), root, small), 3)
         images, manifest, _ = dataset.pack_images(manifest, root, small)
