@@ -6,13 +6,13 @@ import tempfile
 import timeit
 import tracemalloc
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from joblib import Parallel, delayed
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
@@ -41,10 +41,10 @@ def bench_data(count=600, rows=400_000, size=224, small=64):
         root = synth.write_dataset(Path(folder) / "faces", count, seed=0, size=size)
         manifest = read_dataset(root).sample(16 * count, replace=True, random_state=0)
         paths = [root / path for path in manifest["image_path"]]
-        # In batches: single images cost more in handing over than they take.
-        threads = Parallel(-1, "threading", batch_size=dataset.CHUNK, return_as="generator")
-        decode = [delayed(dataset.decode)(path) for path in paths]
-        decoding = _seconds(lambda: deque(threads(decode), maxlen=0), 3)
+        chunks = [paths[i : i + dataset.CHUNK] for i in range(0, len(paths), dataset.CHUNK)]
+        with ThreadPoolExecutor() as pool:  # handing over single images would cost more
+            decode = partial(pool.map, lambda chunk: [dataset.decode(path) for path in chunk])
+            decoding = _seconds(lambda: list(decode(chunks)), 3)
         # In another order each time, because that is another pack.
         packing = _seconds(lambda: dataset.pack_images(manifest.sample(frac=1), root, small), 3)
         images, manifest, _ = dataset.pack_images(manifest, root, small)

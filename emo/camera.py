@@ -58,8 +58,7 @@ class EmotionCamera(anywidget.AnyWidget):
         self._busy, self._rows = threading.Lock(), deque(maxlen=HISTORY)  # (Face, truth or None)
         self._born, self._offset, self._local = time.monotonic(), 0.0, True
         traits["va"] = getattr(model if pipeline is None else pipeline.recognizer, "va", "")
-        if pipeline is not None:
-            traits["smoothing"] = pipeline.smoothing
+        traits |= {} if pipeline is None else {"smoothing": pipeline.smoothing}
         if unknown := set(traits) - set(self.trait_names()):  # ipywidgets would ignore it
             raise EmoError(f"EmotionCamera has no option {unknown.pop()!r}; see its docstring")
         try:
@@ -154,8 +153,7 @@ class EmotionCamera(anywidget.AnyWidget):
             self._load(content["view"])
         seconds = content["time"] + self._offset
         faces = self._pipeline.process(frame, seconds)
-        index = content.get("index")  # of a frame of the simulated camera
-        truth = None if index is None else self._film[1][index]
+        truth = self._film[1][index] if (index := content.get("index")) is not None else None
         self._rows.extend((face, truth) for face in faces)
         found = [_message(face, frame.shape) for face in faces]
         return {"kind": "result", "time": seconds, "faces": found}, None
