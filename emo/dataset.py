@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from filelock import FileLock
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
 from emo.emotions import PROBABILITY_COLUMNS
@@ -71,8 +71,7 @@ def _draw_splits(manifest, shares, seed):
 def decode(path, flags=cv2.IMREAD_COLOR):
     """Read an image as BGR uint8 (H, W, 3), upright; None when it is unreadable or cut off."""
     try:
-        with open(path, "rb") as file:  # cv2.imread fails on non-ASCII paths on Windows
-            data = file.read()
+        data = Path(path).read_bytes()  # cv2.imread fails on non-ASCII paths on Windows
         cut_off = data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
         whole = data and not cut_off  # a JPEG ends (FF D9) after its last scan (FF DA)
         return cv2.imdecode(np.frombuffer(data, np.uint8), flags) if whole else None
@@ -161,20 +160,7 @@ class FaceDataset(Dataset):
         if not len(rows):
             there = ", ".join(sorted(set(self.manifest["split"]))) or "none"
             raise EmoError(f"the data has no {split} part (parts: {there}); name another split")
-        return FaceDataset(_Rows(self.images, rows), self.manifest.iloc[rows])
-
-
-class _Rows:
-    """Some rows of an array, without a copy of it in memory."""
-
-    def __init__(self, images, rows):
-        self.images, self.rows = images, rows
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, indices):
-        return self.images[self.rows[indices]]
+        return FaceDataset(Subset(self.images, rows), self.manifest.iloc[rows])
 
 
 def make_loader(dataset, batch_size, shuffle=False, seed=0, drop_last=False):
@@ -214,7 +200,7 @@ def pack_images(manifest, root, image_size, pack=True):
         raise EmoError(f"none of the {len(paths)} images in {root} is readable; get them again")
     kept = manifest.iloc[readable].reset_index(drop=True)
     kept.attrs["unreadable"] = [paths[i] for i in sorted(facts["unreadable"])]
-    return _Rows(images, readable) if facts["unreadable"] else images, kept, facts["colour"]
+    return Subset(images, readable) if facts["unreadable"] else images, kept, facts["colour"]
 
 
 class _Files:
@@ -287,8 +273,7 @@ def _write_pack(target, root, paths, image_size):
 
 
 def _are_grey(faces):
-    red, green, blue = np.moveaxis(faces, -1, 0)
-    return bool((red == green).all() and (green == blue).all())
+    return all(np.array_equal(faces[..., i], faces[..., i + 1]) for i in (0, 1))
 
 
 def _decode_face(path, out):
