@@ -23,7 +23,6 @@ IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB: what the pretrained backbon
 IMAGE_STD = (0.229, 0.224, 0.225)
 SPLIT_SHARES = {"train": 0.70, "val": 0.15, "test": 0.15}
 BLOCK, CHUNK = 4096, 32  # images written down as done at once; images of one task of a thread
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, RGB: what cv2.COLOR_RGB2GRAY uses
 
 
 def split_manifest(manifest, seed=0):
@@ -45,9 +44,7 @@ def split_manifest(manifest, seed=0):
         split = split.where(split != "train", "")
     official = set(split) - {"train"}
     shares = {name: share for name, share in SPLIT_SHARES.items() if name not in official}
-    empty = split == ""
-    if empty.any():
-        split[empty] = _draw_splits(manifest[empty], shares, seed)
+    split[split == ""] = _draw_splits(manifest[split == ""], shares, seed)
     return manifest.assign(split=split)
 
 
@@ -99,7 +96,7 @@ def normalise(images, mean=IMAGE_MEAN, std=IMAGE_STD, colour="rgb"):
     """
     images = images.float() / 255
     if colour == "grey":
-        weights = images.new_tensor(LUMA).view(1, 3, 1, 1)
+        weights = images.new_tensor((0.299, 0.587, 0.114)).view(1, 3, 1, 1)  # BT.601, as OpenCV
         images = (images * weights).sum(dim=1, keepdim=True).expand(-1, 3, -1, -1)
     mean = images.new_tensor(mean).view(1, 3, 1, 1)
     return (images - mean) / images.new_tensor(std).view(1, 3, 1, 1)
@@ -189,8 +186,7 @@ def pack_images(manifest, root, image_size, pack=True):
         looks = images[np.linspace(0, len(paths) - 1, min(200, len(paths))).astype(int)]
         return images, manifest.reset_index(drop=True), "grey" if _are_grey(looks) else "rgb"
     target = _pack_path(root, paths, image_size)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.with_suffix(".lock")):  # a second process waits, then finds it done
+    with FileLock(target.with_suffix(".lock")):  # makes its folder; a second process waits
         if not (target.is_file() and target.with_suffix(".json").is_file()):
             _write_pack(target, root, paths, image_size)
     facts = read_json(target.with_suffix(".json"))
