@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from filelock import FileLock
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
 from emo.emotions import PROBABILITY_COLUMNS
@@ -23,7 +23,6 @@ IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB: what the pretrained backbon
 IMAGE_STD = (0.229, 0.224, 0.225)
 SPLIT_SHARES = {"train": 0.70, "val": 0.15, "test": 0.15}
 BLOCK, CHUNK = 4096, 32  # images written down as done at once; images of one task of a thread
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, RGB: what cv2.COLOR_RGB2GRAY uses
 
 
 def split_manifest(manifest, seed=0):
@@ -45,9 +44,7 @@ def split_manifest(manifest, seed=0):
         split = split.where(split != "train", "")
     official = set(split) - {"train"}
     shares = {name: share for name, share in SPLIT_SHARES.items() if name not in official}
-    empty = split == ""
-    if empty.any():
-        split[empty] = _draw_splits(manifest[empty], shares, seed)
+    split[split == ""] = _draw_splits(manifest[split == ""], shares, seed)
     return manifest.assign(split=split)
 
 
@@ -71,8 +68,7 @@ def _draw_splits(manifest, shares, seed):
 def decode(path, flags=cv2.IMREAD_COLOR):
     """Read an image as BGR uint8 (H, W, 3), upright; None when it is unreadable or cut off."""
     try:
-        with open(path, "rb") as file:  # cv2.imread fails on non-ASCII paths on Windows
-            data = file.read()
+        data = Path(path).read_bytes()  # cv2.imread fails on non-ASCII paths on Windows
         cut_off = data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
         whole = data and not cut_off  # a JPEG ends (FF D9) after its last scan (FF DA)
         return cv2.imdecode(np.frombuffer(data, np.uint8), flags) if whole else None
@@ -100,7 +96,7 @@ def normalise(images, mean=IMAGE_MEAN, std=IMAGE_STD, colour="rgb"):
     """
     images = images.float() / 255
     if colour == "grey":
-        weights = images.new_tensor(LUMA).view(1, 3, 1, 1)
+        weights = images.new_tensor((0.299, 0.587, 0.114)).view(1, 3, 1, 1)  # BT.601, as OpenCV
         images = (images * weights).sum(dim=1, keepdim=True).expand(-1, 3, -1, -1)
     mean = images.new_tensor(mean).view(1, 3, 1, 1)
     return (images - mean) / images.new_tensor(std).view(1, 3, 1, 1)
@@ -161,20 +157,7 @@ class FaceDataset(Dataset):
         if not len(rows):
             there = ", ".join(sorted(set(self.manifest["split"]))) or "none"
             raise EmoError(f"the data has no {split} part (parts: {there}); name another split")
-        return FaceDataset(_Rows(self.images, rows), self.manifest.iloc[rows])
-
-
-class _Rows:
-    """Some rows of an array, without a copy of it in memory."""
-
-    def __init__(self, images, rows):
-        self.images, self.rows = images, rows
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, indices):
-        return self.images[self.rows[indices]]
+        return FaceDataset(Subset(self.images, rows), self.manifest.iloc[rows])
 
 
 def make_loader(dataset, batch_size, shuffle=False, seed=0, drop_last=False):
@@ -203,8 +186,7 @@ def pack_images(manifest, root, image_size, pack=True):
         looks = images[np.linspace(0, len(paths) - 1, min(200, len(paths))).astype(int)]
         return images, manifest.reset_index(drop=True), "grey" if _are_grey(looks) else "rgb"
     target = _pack_path(root, paths, image_size)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.with_suffix(".lock")):  # a second process waits, then finds it done
+    with FileLock(target.with_suffix(".lock")):  # makes its folder; a second process waits
         if not (target.is_file() and target.with_suffix(".json").is_file()):
             _write_pack(target, root, paths, image_size)
     facts = read_json(target.with_suffix(".json"))
@@ -214,7 +196,7 @@ def pack_images(manifest, root, image_size, pack=True):
         raise EmoError(f"none of the {len(paths)} images in {root} is readable; get them again")
     kept = manifest.iloc[readable].reset_index(drop=True)
     kept.attrs["unreadable"] = [paths[i] for i in sorted(facts["unreadable"])]
-    return _Rows(images, readable) if facts["unreadable"] else images, kept, facts["colour"]
+    return Subset(images, readable) if facts["unreadable"] else images, kept, facts["colour"]
 
 
 class _Files:
@@ -287,8 +269,7 @@ def _write_pack(target, root, paths, image_size):
 
 
 def _are_grey(faces):
-    red, green, blue = np.moveaxis(faces, -1, 0)
-    return bool((red == green).all() and (green == blue).all())
+    return all(np.array_equal(faces[..., i], faces[..., i + 1]) for i in (0, 1))
 
 
 def _decode_face(path, out):

@@ -45,7 +45,11 @@ def read_dataset(root, layout=None, *, labels="label", class_order=None, quarant
     if layout not in LAYOUTS:
         raise EmoError(f"unknown layout {layout!r}; expected {', '.join(LAYOUTS)}")
     found = _image_paths(base)
-    table = _tidy(LAYOUTS[layout](base, found, {"labels": labels, "class_order": class_order}))
+    tables = list(LAYOUTS[layout](base, found, {"labels": labels, "class_order": class_order}))
+    if not tables:
+        raise EmoError(f"{root} has no list of labels of the {layout} layout; leave out --layout")
+    order = class_order if layout in ("csv", "folders") else None
+    table = _tidy(pd.concat(tables, ignore_index=True), order)
     manifest = _check_labels(table[table[WHY].isna()].drop(columns=WHY), root)
     if not class_order and layout == "csv":
         _check_order(manifest, root)
@@ -62,26 +66,25 @@ def read_dataset(root, layout=None, *, labels="label", class_order=None, quarant
 
 def detect_layout(root):
     """Name the layout of `root`, or raise `EmoError` that says what was looked for."""
-    root, base = Path(root), _base(Path(root))
-    header = _header(base / "labels.csv")
-    if {"pth", "label"} <= header:
-        return "kaggle"
-    if {"image_path", "emotion"} <= header or any(_split_csvs(base)):
-        return "csv"
-    if header:
+    base = _base(Path(root))
+    header, parts = _header(base / "labels.csv"), ("train_set", "val_set")
+    folders = list(base.glob("*/"))
+    folders += [f for part in folders if part.name.lower() in SPLITS for f in part.glob("*/")]
+    fits = {
+        "kaggle": {"pth", "label"} <= header,
+        "csv": {"image_path", "emotion"} <= header or any(_split_csvs(base)),
+        "ferplus": any((base / part / "label.csv").is_file() for part in _FERPLUS_PARTS),
+        "affectnet2021": any((base / part / "annotations").is_dir() for part in parts),
+        "affectnet2017": any(_affectnet_2017_lists(base)),
+        "folders": any(_names_a_class(folder.name) for folder in folders),
+    }
+    if header and not (fits["kaggle"] or fits["csv"]):
         got = f"{base / 'labels.csv'} has the columns {', '.join(sorted(header))}"
         raise EmoError(f"{got}; expected image_path, emotion, valence, arousal (or pth, label)")
-    if any((base / part / "label.csv").is_file() for part in _FERPLUS_PARTS):
-        return "ferplus"
-    if any((base / part / "annotations").is_dir() for part in ("train_set", "val_set")):
-        return "affectnet2021"
-    if any(_affectnet_2017_lists(base)):
-        return "affectnet2017"
-    below = [folder for folder in base.glob("*/*/") if folder.parent.name.lower() in SPLITS]
-    if any(_names_a_class(folder.name) for folder in [*base.glob("*/"), *below]):
-        return "folders"
-    known = "labels.csv, FER2013Train, train_set, AffectNet list or folders named after emotions"
-    raise EmoError(f"{root} holds no data set that emo knows: no {known}; see data/README.md")
+    if not any(fits.values()):
+        known = "labels.csv, FER2013Train, train_set, AffectNet list or folders named by emotion"
+        raise EmoError(f"{root} holds no data set that emo knows: no {known}; see data/README.md")
+    return max(fits, key=fits.get)  # the first that fits
 
 
 def fill_derived_va(manifest):
@@ -113,14 +116,8 @@ def _read_csv(base, found, options):
     """The contract: labels.csv, or one file for each of train, val and test."""
     columns = ("image_path", "emotion")
     if (base / "labels.csv").is_file():
-        table = _table(base / "labels.csv", columns)
-    else:
-        table = _join(_table(p, columns).assign(split=s) for s, p in _split_csvs(base))
-    if order := options["class_order"]:
-        numbers = pd.to_numeric(table["emotion"], errors="coerce")
-        translated = numbers.map(dict(enumerate(emotions.ids_of_order(order))))
-        table["emotion"] = translated.where(translated.notna(), table["emotion"])  # names stay
-    return table
+        return [_table(base / "labels.csv", columns)]
+    return [_table(path, columns).assign(split=split) for split, path in _split_csvs(base)]
 
 
 def _read_kaggle(base, found, options):
@@ -130,33 +127,31 @@ def _read_kaggle(base, found, options):
     folder = pd.Series([name if emotions.is_emotion_name(name) else None for name in parents])
     names = folder if options["labels"] == "folder" else table["label"]
     manifest = pd.DataFrame({"image_path": table["pth"], "emotion": _ids(names)})
-    return manifest.assign(folder_emotion=_ids(folder), relFCs=table.get("relFCs"))
+    yield manifest.assign(folder_emotion=_ids(folder), relFCs=table.get("relFCs"))
 
 
 def _read_ferplus(base, found, options):
     """FER+: the largest of ten vote counts; rows most called "unknown" or "no face" drop out."""
-    tables = []
-    for part, split in _FERPLUS_PARTS.items():
-        if (base / part / "label.csv").is_file():
-            table = _table(base / part / "label.csv", map(str, range(12)), header=None)
-            tables.append(table.assign(image_path=part + "/" + table["0"].astype(str), split=split))
-    table = _join(tables)
-    counts = table[[str(i) for i in range(2, 12)]].apply(pd.to_numeric, errors="coerce")
-    counts = counts.where((counts >= 0) & (counts < np.inf)).to_numpy(float)
-    bad = np.isnan(counts).any(axis=1) | (counts.sum(axis=1) == 0)
-    largest = np.where(bad, 10, counts.argmax(axis=1))  # ties go to the first column of the file
     order = emotions.ids_of_order("ferplus")
-    table = table[["image_path", "split"]].assign(emotion=np.append(order, [-1] * 3)[largest])
-    shares = counts[:, :8] / np.maximum(counts[:, :8].sum(axis=1, keepdims=True), 1)
-    table[list(emotions.PROBABILITY_COLUMNS)] = shares[:, np.argsort(order)]
-    names = {8: "most annotators said unknown", 9: "most annotators said not a face"}
-    names |= {10: "the votes are missing or damaged"}
-    return table.assign(**{WHY: pd.Series(largest).map(names)})
+    why = {8: "most annotators said unknown", 9: "most annotators said not a face"}
+    why |= {10: "the votes are missing or damaged"}
+    for part, split in _FERPLUS_PARTS.items():
+        if not (base / part / "label.csv").is_file():
+            continue
+        table = _table(base / part / "label.csv", map(str, range(12)), header=None)
+        counts = table[[str(i) for i in range(2, 12)]].apply(pd.to_numeric, errors="coerce")
+        counts = counts.where((counts >= 0) & (counts < np.inf)).to_numpy(float)
+        bad = np.isnan(counts).any(axis=1) | (counts.sum(axis=1) == 0)
+        largest = np.where(bad, 10, counts.argmax(axis=1))  # ties go to the file's first column
+        table = pd.DataFrame({"image_path": part + "/" + table["0"].astype(str), "split": split})
+        table["emotion"] = np.append(order, [-1] * 3)[largest]
+        shares = counts[:, :8] / np.maximum(counts[:, :8].sum(axis=1, keepdims=True), 1)
+        table[list(emotions.PROBABILITY_COLUMNS)] = shares[:, np.argsort(order)]
+        yield table.assign(**{WHY: pd.Series(largest).map(why)})
 
 
 def _read_affectnet_2017(base, found, options):
     """AffectNet 2017 lists, with or without header, made by hand or by a model (`automatic`)."""
-    tables = []
     for path, split in _affectnet_2017_lists(base):
         named = "subDirectory_filePath" in _header(path)
         columns = _AFFECTNET_2017.values() if named else _AFFECTNET_2017
@@ -167,14 +162,12 @@ def _read_affectnet_2017(base, found, options):
         known |= {Path(p).parts[-2:]: p for p in found if ("auto" in p.lower()) == automatic}
         paths = map(str, table["subDirectory_filePath"])
         paths = [known.get(PurePosixPath(path).parts[-2:], path) for path in paths]
-        tables.append(table.assign(image_path=paths, split=split, automatic=int(automatic)))
-    table = _join(tables).rename(columns={"expression": "emotion"})
-    return _affectnet_rows(table[["image_path", "split", "emotion", *VA, "automatic"]])
+        table = table[["expression", *VA]].rename(columns={"expression": "emotion"})
+        yield _affectnet_rows(table, image_path=paths, split=split, automatic=int(automatic))
 
 
 def _read_affectnet_2021(base, found, options):
     """AffectNet 2021: one npy file for each value of each image; read once, then kept as CSV."""
-    tables = []
     for part, split in (("train_set", "train"), ("val_set", "val")):  # their ids overlap
         if not (folder := base / part / "annotations").is_dir():
             continue
@@ -183,57 +176,50 @@ def _read_affectnet_2021(base, found, options):
         kept = work_folder(base) / f"annotations-{part}-{state}.csv"
         if not kept.is_file():
             bar = tqdm(ids, f"Reading {part}", unit="image")
-            rows = [(i, *(_number(folder, i, kind) for kind in ("exp", "val", "aro"))) for i in bar]
+            rows = ([_number(folder / f"{i}_{k}.npy") for k in ("exp", "val", "aro")] for i in bar)
             with atomic_path(kept) as temporary:
-                pd.DataFrame(rows, columns=["id", "emotion", *VA]).to_csv(temporary, index=False)
+                pd.DataFrame(rows, ids, ["emotion", *VA]).to_csv(temporary, index_label="id")
         table = pd.read_csv(kept, dtype={"id": str})
         images = {Path(p).stem: p for p in found if p.startswith(f"{part}/")}
-        paths = [images.get(i, f"{part}/images/{i}.jpg") for i in table["id"]]
-        tables.append(table.assign(image_path=paths, split=split))
-    return _affectnet_rows(_join(tables).drop(columns="id"))
+        paths = [images.get(i, f"{part}/images/{i}.jpg") for i in table.pop("id")]
+        yield _affectnet_rows(table, image_path=paths, split=split)
 
 
-def _number(folder, name, kind):
+def _number(path):
     """Return the number in an npy file, maybe stored as text, None without a file, or "damaged"."""
-    if not (path := folder / f"{name}_{kind}.npy").is_file():
-        return None
     try:
         return float(np.load(path, allow_pickle=False).item())
+    except FileNotFoundError:
+        return None
     except Exception:  # numpy raises whatever a damaged header leads to
         return "damaged"
 
 
-def _affectnet_rows(table):
+def _affectnet_rows(table, **more):
     """Leave −2 (not annotated) empty; say why rows without one of the eight emotions drop out."""
     emotion = pd.to_numeric(table["emotion"], errors="coerce")
     va = {name: table[name].where(pd.to_numeric(table[name], "coerce") != -2) for name in VA}
     damaged = (table[list(VA)] == "damaged").any(axis=1) | ~emotion.isin(range(11))
     why = emotion.map({8: "expression None", 9: "expression Uncertain", 10: "expression No-Face"})
-    va[WHY] = why.where(~damaged, "the annotation is missing or damaged")
-    return table.assign(**va)
+    why = why.where(~damaged, "the annotation is missing or damaged")
+    return table.assign(**va, **{WHY: why}, **more)
 
 
 def _read_folders(base, found, options):
     """One folder a class, by name or (with an explicit order) by number; maybe below a split."""
     rows = []
     for path in found:
-        parts, emotion, why = Path(path).parts[:-1], None, None
-        split = next((SPLITS[p.lower()] for p in parts if p.lower() in SPLITS), "")
-        name, order = parts[-1] if parts else ".", options["class_order"]
-        if emotions.is_emotion_name(name):
-            emotion = emotions.emotion_id(name)
-        elif not _names_a_class(name):
-            why = f"folder is named after no emotion: {name}"
-        elif order is None:  # data sets differ in what a number means
-            orders = "|".join(emotions.CLASS_ORDERS)
+        *above, name = Path(path).parent.parts or (".",)
+        split = next((SPLITS[p.lower()] for p in above if p.lower() in SPLITS), "")
+        why = None if _names_a_class(name) else f"folder is named after no emotion: {name}"
+        if name.isdecimal() and not why and not options["class_order"]:
+            orders = "|".join(emotions.CLASS_ORDERS)  # data sets differ in what a number means
             raise EmoError(f"{base} has numbered folders; give their order: --class-order {orders}")
-        else:
-            emotion = int(emotions.ids_of_order(order)[int(name)])
-        rows.append((path, emotion, split, why))
-    return pd.DataFrame(rows, columns=["image_path", "emotion", "split", WHY])
+        rows.append((path, name, split, why))
+    return [pd.DataFrame(rows, columns=["image_path", "emotion", "split", WHY])]
 
 
-# They return all rows that are listed; those with a reason in `WHY` are dropped.
+# Each gives one table a list, with all its rows; those with a reason in `WHY` are dropped.
 LAYOUTS = {"csv": _read_csv, "kaggle": _read_kaggle, "ferplus": _read_ferplus}
 LAYOUTS |= {"affectnet2017": _read_affectnet_2017, "affectnet2021": _read_affectnet_2021}
 LAYOUTS |= {"folders": _read_folders}
@@ -285,17 +271,10 @@ def _header(path):
         return {cell.strip().strip('"') for cell in file.readline().split(",")}
 
 
-def _join(tables):
-    if not (tables := list(tables)):
-        raise EmoError("the layout that you named has no list of labels here; leave out --layout")
-    return pd.concat(tables, ignore_index=True)
-
-
 def _table(path, columns, header=0):
     """Read a CSV file whole; refuse one from which pandas would lose a cell or a row."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)
+        with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
             options = {"encoding": "utf-8-sig", "index_col": False, "low_memory": False}
             table = pd.read_csv(path, header=header, **options)
         lines = sum(1 for line in path.read_bytes().splitlines() if line.strip())
@@ -319,19 +298,20 @@ def _ids(names):
     return names.map(known).fillna(-1).astype(int)
 
 
-def _tidy(manifest):
-    """Give every manifest the contract's columns and `WHY`; labels still as read."""
+def _tidy(manifest, order):
+    """Give every manifest the contract's columns and `WHY`, numbers translated from `order`."""
     missing = {name: None for name in (*VA, WHY) if name not in manifest}
     paths = manifest["image_path"].astype(str).str.replace("\\", "/", regex=False)
     manifest = manifest.assign(image_path=paths.str.removeprefix("./"), **missing)
     numbers = pd.to_numeric(manifest["emotion"], errors="coerce")
     words = manifest.loc[numbers.isna() & manifest[WHY].isna(), "emotion"]
+    if order:
+        numbers = numbers.map(dict(enumerate(emotions.ids_of_order(order)))).fillna(numbers)
     manifest["emotion"] = numbers.fillna(_ids(words))
     if "split" in manifest:
         words = manifest["split"].fillna("").astype(str).str.strip()
         manifest["split"] = words.map(lambda word: SPLITS.get(word.lower(), word))
-    first = ["image_path", "emotion", *VA]
-    return manifest[first + [c for c in manifest.columns if c not in first]]
+    return manifest[list(dict.fromkeys(["image_path", "emotion", *VA, *manifest]))]
 
 
 def _check_labels(manifest, root):
@@ -374,9 +354,8 @@ def _drop_unusable(manifest, found, base, root, quarantined):
     why = pd.Series(None, manifest.index, dtype=object)
     why[manifest["image_path"].duplicated()] = "listed twice"
     why[~manifest["image_path"].isin(found)] = "image file is missing"
-    if base != root:
-        within = f"{base.relative_to(root).as_posix()}/"
-        manifest = manifest.assign(image_path=within + manifest["image_path"])
+    within = f"{base.relative_to(root).as_posix()}/".removeprefix("./")
+    manifest = manifest.assign(image_path=within + manifest["image_path"])
     if not quarantined and (path := work_folder(root) / QUARANTINE).is_file():
         listed = _table(path, ("image_path", "reason", "bytes")).set_index("image_path")
         listed = listed[listed.index.isin(manifest["image_path"][why.isna()])]
