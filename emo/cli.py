@@ -126,8 +126,7 @@ def evaluate(
     by: arg(str, "Column of the manifest whose groups are compared.") = "skin_tone",
 ):
     """Score a run, or a model file on other data; write metrics, predictions and a report."""
-    where = {"split": split, "output_dir": output_dir, "against": against, "by": by}
-    lines = evaluation.headline(evaluation.evaluate(run, model=model, data_dir=data_dir, **where))
+    lines = evaluation.headline(evaluation.evaluate(**locals()))
     for name, text in lines.items():
         print(f"{name:{max(map(len, lines))}}  {text}")
     print(f"wrote {Path(output_dir or run or Path(model).parent) / 'report.html'}")

@@ -32,11 +32,6 @@ TITLES = {"accuracy": "accuracy", "macro_f1": "macro F1 (8 classes)"}
 TITLES |= {"accuracy_7": "accuracy without contempt", "macro_f1_7": "macro F1 without contempt"}
 TITLES |= {"calibration_error": "calibration error", "mean_ccc": "mean CCC"}
 TITLES |= {f"ccc_{name}": f"CCC {name}" for name in VA}
-NOT_SCORED = {
-    "none": "none: the model was not taught it, or nobody annotated it",
-    "derived": "not scored: derived from the class, nobody annotated it",
-    "annotated": "not scored: no annotated row in this part",
-}
 VA_IN_WORDS = {  # from the least to the most that is known
     "none": "not taught; the model shows none",
     "derived": "derived from the class: class means, which nobody annotated",
@@ -91,18 +86,17 @@ def predict_dataset(recognizer, part, split="test", batch_size=64, by=None):
 
     Labels of valence and arousal that nobody annotated, and predictions never taught, are empty.
     """
-    results = []
-    for start in tqdm(range(0, len(part), batch_size), "Predicting", unit="batch"):
-        rows = np.arange(start, min(start + batch_size, len(part)))
-        faces = list(part.images[rows][..., ::-1])  # RGB → BGR
-        results += recognizer.predict_batch(recognizer.preprocessor.preprocess_batch(faces))
+    outputs, rows = [], np.arange(len(part))
+    for some in tqdm(np.split(rows, rows[batch_size::batch_size]), "Predicting", unit="batch"):
+        faces = list(part.images[some][..., ::-1])  # RGB → BGR
+        outputs.append(recognizer.run(recognizer.preprocessor.preprocess_batch(faces)))
+    logits, va = map(np.concatenate, zip(*outputs, strict=True))
     table = part.manifest[["image_path", "emotion", *VA]].copy()
     table.insert(1, "split", split)
     table.loc[~annotated_rows(part.manifest), list(VA)] = np.nan
-    results = pd.DataFrame(results)
-    table["pred_emotion"] = results["emotion_id"]
-    table[PREDICTED_VA] = results[list(VA)].astype(float)
-    table[list(PROBABILITY_COLUMNS)] = [list(p.values()) for p in results["probabilities"]]
+    table["pred_emotion"] = logits.argmax(axis=1)
+    table[PREDICTED_VA] = np.nan if recognizer.va == "none" else va
+    table[list(PROBABILITY_COLUMNS)] = metrics.softmax(logits, recognizer.temperature)
     kept = [name for name in {"group": 0, by: 0} if name in part.manifest and name not in table]
     return table.join(part.manifest[kept])
 
@@ -130,6 +124,8 @@ def compute_metrics(
     matrix, confidence = metrics.confusion(*table[CLASS_PAIR].to_numpy().T), probabilities.max(1)
     hit = (table["emotion"] == table["pred_emotion"]).to_numpy()
     sure, raw = confidence >= NOT_SURE, np.log(np.maximum(probabilities, 1e-12))
+    answered = {"confidence": NOT_SURE, "coverage": float(sure.mean())}
+    answered["accuracy"] = float(hit[sure].mean()) if sure.any() else None
     raw = metrics.softmax(raw, 1 / temperature).max(axis=1)
     classes = pd.DataFrame(metrics.per_class(matrix), EMOTIONS)
     split = str(table["split"].iloc[0]) if "split" in table else "test"
@@ -137,11 +133,7 @@ def compute_metrics(
     numbers["emotion"] = {
         **{name: values[name] for name in ("accuracy", "macro_f1", "calibration_error")},
         "calibration_error_uncalibrated": metrics.calibration_error(raw, hit),
-        "sure": {
-            "confidence": NOT_SURE,
-            "coverage": float(sure.mean()),
-            "accuracy": float(hit[sure].mean()) if sure.any() else None,
-        },
+        "sure": answered,
         "absent": [name for name in EMOTIONS if not classes.loc[name, "support"]],
         "per_class": classes.to_dict("index"),
         "confusion": matrix.tolist(),
@@ -212,7 +204,9 @@ def headline(numbers):
     if lookup := baselines.get("lookup_predicted_class"):
         lines["class means instead of the VA head"] = f"mean CCC {lookup['mean_ccc']:.3f}"
     if numbers["mean_ccc"] is None:
-        lines["valence/arousal"] = NOT_SCORED[numbers["va"]]
+        why = "the model was not taught it, or nobody annotated these faces"
+        why = "derived from the class, nobody annotated it" if numbers["va"] == "derived" else why
+        lines["valence/arousal"] = f"not scored: {why}"
     return lines
 
 

@@ -90,18 +90,17 @@ def plot_reliability(count, confidence, correct, ax=None):
     return ax
 
 
-def plot_coverage(confidence, hit, ax=None, threshold=None):
-    """Draw accuracy among the surest faces against their share; `threshold` marks a confidence.
+def plot_coverage(confidence, hit, ax=None, threshold=0.35):
+    """Draw accuracy among the surest faces against their share, and that of a threshold.
 
     `confidence` (N,) is the largest probability of each face, `hit` (N,) whether it was right.
     """
     ax = ax or plt.gca()
     order, answered = np.argsort(-np.asarray(confidence)), np.arange(1, len(hit) + 1)
     ax.plot(answered / len(hit), np.cumsum(np.asarray(hit)[order]) / answered, color="#0072B2")
-    if threshold is not None:
-        share = np.mean(np.asarray(confidence) >= threshold)
-        ax.axvline(share, color="#D55E00", linestyle="--", label=f"confidence {threshold}")
-        ax.legend(frameon=False)
+    share = np.mean(np.asarray(confidence) >= threshold)
+    ax.axvline(share, color="#D55E00", linestyle="--", label=f"confidence {threshold}")
+    ax.legend(frameon=False)
     ax.set(xlabel="share of faces that get an answer", ylabel="accuracy among them", ylim=(0, 1.02))
     return ax
 

@@ -302,13 +302,11 @@ def _check(config):
 
 
 def _check_batch(size, images, processes):
+    fault, better = f"can't be divided among {processes} processes", size // processes * processes
     if images < size:
-        fault = f"batch size {size} is larger than the {images} training images"
-        raise EmoError(f"{fault}; use --batch-size {max(2, images // 4)}")
-    if size % processes:
-        better = processes * max(1, size // processes)
-        fault = f"batch size {size} can't be divided among {processes} processes"
-        raise EmoError(f"{fault}; use --batch-size {better}")
+        fault, better = f"is larger than the {images} training images", images // 4
+    if images < size or size % processes:
+        raise EmoError(f"batch size {size} {fault}; use --batch-size {max(2, processes, better)}")
 
 
 def _out_of_memory(error, config):

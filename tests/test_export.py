@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import onnx
 import pandas as pd
@@ -60,6 +61,18 @@ def test_onnx_is_one_file_with_any_batch_size_and_its_config(table, run):
     recognizer = create_recognizer(run / "model.onnx")
     for count in (1, 2, 7):
         assert recognizer.run(torch.zeros(count, 3, 32, 32))[0].shape == (count, 8)
+
+
+def test_opencv_reads_the_onnx_file(table, run):
+    network = cv2.dnn.readNetFromONNX(str(run / "model.onnx"))
+    names = network.getUnconnectedOutLayersNames()
+    for count in (1, 3):
+        faces = torch.randn(count, 3, 32, 32)
+        network.setInput(faces.numpy())
+        found = dict(zip(names, network.forward(names), strict=True))
+        logits, va = create_recognizer(run / "best_model.pth").run(faces)
+        assert np.abs(found["logits"] - logits).max() < 1e-4
+        assert np.abs(found["va"] - va).max() < 1e-4
 
 
 def test_h5_opens_with_plain_keras(table, run, tmp_path):
