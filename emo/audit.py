@@ -29,8 +29,7 @@ def audit(manifest, root):
     """
     paths = [Path(root) / path for path in manifest["image_path"]]
     looks = thread_map(_look, paths, desc="Checking images", unit="image")
-    columns = ["fault", "mode", "digest", "code", "thumbnail"]
-    facts = pd.DataFrame(looks, columns=columns, index=manifest.index)
+    facts = pd.DataFrame(looks, manifest.index, ["fault", "mode", "digest", "code", "thumbnail"])
     row = pd.Series(np.arange(len(facts)), facts.index)
     first = row.groupby(facts["digest"]).transform("first").fillna(row).astype(int).to_numpy()
     seen = _look_alikes(np.stack(facts.pop("code")), np.stack(facts.pop("thumbnail")))
@@ -126,8 +125,7 @@ def _look_alikes(codes, thumbnails):
             a, b = a[same], b[same]
             near = np.unpackbits(codes[a] ^ codes[b], axis=1).sum(axis=1) <= ALIKE_BITS
             a, b = a[near], b[near]
-            x, y = thumbnails[a].astype(np.float32), thumbnails[b].astype(np.float32)
-            x, y = (part - part.mean(axis=1, keepdims=True) for part in (x, y))
+            x, y = (t - t.mean(axis=1, keepdims=True, dtype=np.float32) for t in thumbnails[[a, b]])
             norm = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
             alike = (x * y).sum(axis=1) > ALIKE_CORRELATION * norm  # nothing is like a plain area
             np.minimum.at(seen, b[alike], a[alike])

@@ -42,8 +42,7 @@ def split_manifest(manifest, seed=0):
         split = split.where(split != "val", "test")
     if "val" not in set(split):
         split = split.where(split != "train", "")
-    official = set(split) - {"train"}
-    shares = {name: share for name, share in SPLIT_SHARES.items() if name not in official}
+    shares = {n: s for n, s in SPLIT_SHARES.items() if n == "train" or n not in set(split)}
     split[split == ""] = _draw_splits(manifest[split == ""], shares, seed)
     return manifest.assign(split=split)
 
@@ -84,8 +83,6 @@ def resize_face(face_bgr, size):
     while min(face_bgr.shape[:2]) >= 2 * size:  # smooth, and faster than the mean over an area
         half = [length // 2 for length in face_bgr.shape[1::-1]]
         face_bgr = cv2.resize(face_bgr, half, interpolation=cv2.INTER_LINEAR)
-    if face_bgr.shape[:2] == (size, size):
-        return face_bgr
     return cv2.resize(face_bgr, (size, size), interpolation=cv2.INTER_LINEAR)
 
 
@@ -134,9 +131,8 @@ class FaceDataset(Dataset):
         self.images, self.manifest = images, manifest.reset_index(drop=True)
         self.emotion = torch.tensor(manifest["emotion"].to_numpy(np.int64))
         self.va = torch.tensor(manifest[["valence", "arousal"]].to_numpy(np.float32))
-        self.votes = None
-        if set(PROBABILITY_COLUMNS) <= set(manifest):
-            self.votes = torch.tensor(manifest[list(PROBABILITY_COLUMNS)].to_numpy(np.float32))
+        votes = manifest.reindex(columns=PROBABILITY_COLUMNS).to_numpy(np.float32)
+        self.votes = torch.tensor(votes) if set(PROBABILITY_COLUMNS) <= set(manifest) else None
 
     def __len__(self):
         return len(self.manifest)
@@ -241,8 +237,7 @@ def _write_pack(target, root, paths, image_size):
     if needed > free and not facts["done"]:
         sizes = f"{needed / 1e9:.1f} GB for {len(paths)} images, {free / 1e9:.1f} GB are free"
         raise EmoError(f"{target.parent} needs {sizes}; make room, or use --no-pack")
-    mode = "r+" if facts["done"] else "w+"
-    start = np.lib.format.open_memmap(part, mode, np.uint8, shape).offset
+    start = np.lib.format.open_memmap(part, "r+" if facts["done"] else "w+", np.uint8, shape).offset
 
     def fill(first):
         """Decode one chunk and write it in its place (written, a full disk raises no signal)."""

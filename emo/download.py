@@ -21,7 +21,7 @@ import requests
 from tqdm.auto import tqdm
 
 from emo.errors import EmoError
-from emo.files import atomic_path, read_json, sha256, user_cache, write_json
+from emo.files import atomic_path, read_json, user_cache, write_json
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 MARKER = ".emo-source.json"  # inside an unpacked folder: where its files come from
@@ -65,8 +65,9 @@ def unpack_archive(archive, dest, *, origin=None):
     Raises `EmoError` if it is unsafe, damaged or imageless; a `dest` that holds it stays as it is.
     """
     archive, dest, target = Path(archive), Path(dest), Path(dest).resolve()
-    with _clear_errors(dest), _open_zip(archive) as bundle:
-        members, digest = _safe_members(bundle, archive), sha256(archive)
+    with _clear_errors(dest), _open_zip(archive) as bundle, open(archive, "rb") as file:
+        members = _safe_members(bundle, archive)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
         if _holds_already(dest, archive.name, "sha256", digest):
             return dest
         for killed in target.parent.glob(f".{target.stem}-*{target.suffix}/{MARKER}"):
@@ -86,16 +87,16 @@ def face_model_path():
     """
     chosen = os.environ.get("EMO_FACE_MODEL")
     path = Path(chosen or user_cache() / FACE_MODEL)
-    if path.is_file() and sha256(path) == FACE_MODEL_SHA256:
+    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == FACE_MODEL_SHA256:
         return path
     if chosen:
         fault = "is not the expected file" if path.is_file() else "does not exist"
         raise EmoError(f"EMO_FACE_MODEL={chosen} {fault}; unset it, or point it to {FACE_MODEL}")
     print("Fetching the face detection model (230 kB, Apache-2.0) …", file=sys.stderr)
     failures = []
-    for source, fetch in ((FACE_MODEL_URL, _read_web), (FACE_MODEL_WHEEL, _read_wheel)):
+    for source in (FACE_MODEL_URL, FACE_MODEL_WHEEL):
         try:
-            content, fault = fetch(source), "not the expected bytes"
+            content, fault = _fetch_face_model(source), "not the expected bytes"
         except (OSError, zipfile.BadZipFile, KeyError) as error:
             content, fault = b"", type(error).__name__
         if hashlib.sha256(content).hexdigest() == FACE_MODEL_SHA256:
@@ -106,16 +107,14 @@ def face_model_path():
     raise EmoError(f"no face model from {' or '.join(failures)}; set EMO_FACE_MODEL to a copy")
 
 
-def _read_web(url):
-    return requests.get(url, params={"generation": 1677044301978921}, timeout=10).content
-
-
-def _read_wheel(requirement):
+def _fetch_face_model(source):
+    if source == FACE_MODEL_URL:
+        return requests.get(source, params={"generation": 1677044301978921}, timeout=10).content
     options = "--no-deps --only-binary=:all: --python-version=3.12 --platform=manylinux_2_28_x86_64"
     python, uv_pip = shutil.which("python3") or sys.executable, ["uv", "tool", "run", "pip"]
     with tempfile.TemporaryDirectory() as folder:
         for pip in ([sys.executable, "-m", "pip"], uv_pip, [python, "-m", *uv_pip]):
-            command = [*pip, "download", f"--dest={folder}", *options.split(), requirement]
+            command = [*pip, "download", f"--dest={folder}", *options.split(), source]
             with suppress(OSError, subprocess.SubprocessError):
                 subprocess.run(command, capture_output=True, timeout=600)  # noqa: S603 - fixed
             for path in Path(folder).glob("*.whl"):

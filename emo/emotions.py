@@ -26,8 +26,7 @@ CLASS_ORDERS = {
 _SYNONYMS = {"Neutral": "neutrality calm", "Happy": "happiness joy smile", "Sad": "sadness"}
 _SYNONYMS |= {"Surprise": "surprised", "Fear": "fearful afraid scared", "Disgust": "disgusted"}
 _SYNONYMS |= {"Anger": "angry", "Contempt": "contemptuous"}
-_ID_OF = {name.lower(): i for i, name in enumerate(EMOTIONS)}
-_ID_OF |= {word: EMOTIONS.index(name) for name in EMOTIONS for word in _SYNONYMS[name].split()}
+_ID_OF = {w: i for i, n in enumerate(EMOTIONS) for w in [n.lower(), *_SYNONYMS[n].split()]}
 
 
 def is_emotion_name(name):

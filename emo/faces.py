@@ -37,7 +37,8 @@ class MediaPipeFaceDetector(AbstractContextManager):
     """Detect faces in BGR images; a box is (x, y, width, height) in pixels, brow to chin.
 
     The model is BlazeFace short range (faces within about two metres). Use it as a context
-    manager or call `close`; one detector may be shared by threads.
+    manager or call `close()` to release MediaPipe's graph; a second call does nothing. One
+    detector may be shared by threads.
     """
 
     crop_face = staticmethod(crop_face)
@@ -53,7 +54,7 @@ class MediaPipeFaceDetector(AbstractContextManager):
         with quiet_stderr():
             self._detector = vision.FaceDetector.create_from_options(setup)
             # At exit at the latest: MediaPipe's own clean-up fails once the interpreter goes.
-            self._close = weakref.finalize(self, _close_quietly, self._detector)
+            self.close = weakref.finalize(self, _close_quietly, self._detector)
 
     def detect(self, image_bgr):
         """Return a list of (bbox, score) for a BGR uint8 image (H, W, 3), largest face first."""
@@ -72,10 +73,6 @@ class MediaPipeFaceDetector(AbstractContextManager):
     def detect_single_face(self, image_bgr):
         """Return (bbox, score) of the largest face, or (None, None)."""
         return next(iter(self.detect(image_bgr)), (None, None))
-
-    def close(self):
-        """Release MediaPipe's graph; a second call does nothing."""
-        self._close()
 
     def __exit__(self, *exception):
         self.close()

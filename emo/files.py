@@ -58,9 +58,3 @@ def work_folder(root):
     if os.access(here if here.is_dir() else here.parent, os.W_OK):
         return here
     return user_cache() / hashlib.sha256(str(here).encode()).hexdigest()[:16]
-
-
-def sha256(path):
-    """Return the SHA-256 of a file as a hexadecimal string."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

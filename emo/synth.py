@@ -26,8 +26,7 @@ def sample(emotion=None, *, seed, identity=None, frontal=False):
     the class mean times the intensity plus honest noise.
     """
     rng = np.random.default_rng([seed, 1])
-    if isinstance(emotion, str):
-        emotion = emotion_id(emotion)
+    emotion = emotion_id(emotion) if isinstance(emotion, str) else emotion
     emotion = int(rng.integers(8) if emotion is None else emotion)
     if not 0 <= emotion < 8:
         raise EmoError(f"unknown emotion {emotion}; expected 0 to 7 or a name such as 'Happy'")
