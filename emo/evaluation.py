@@ -58,17 +58,16 @@ def evaluate(
     else:
         manifest, size = split_manifest(read_dataset(data_dir)), recognizer.preprocessor.image_size
         dataset = FaceDataset(*pack_images(manifest, data_dir, size)[:2])
-    part, train_manifest = dataset.part(split), None
+    part = dataset.part(split)
     if by not in part.manifest and by != BY:
         columns = ", ".join(part.manifest.columns)
         raise EmoError(f"the data has no column {by!r} to compare groups by; it has {columns}")
-    if run is not None:
-        train_manifest = read_manifest(Path(run) / "manifest.csv").query("split == 'train'")
+    taught = read_manifest(Path(run) / "manifest.csv").query("split == 'train'") if run else None
     folder = Path(output_dir or run or Path(model).parent)
     predictions = predict_dataset(recognizer, part, split, by=by)
     va = min(va_state(part.manifest), recognizer.va, key=list(VA_IN_WORDS).index)
     options = {"va": va, "temperature": recognizer.temperature, "by": by}
-    numbers = compute_metrics(predictions, train_manifest, **options)
+    numbers = compute_metrics(predictions, taught, **options)
     if against is not None:
         other = read_predictions(Path(against) / "predictions.csv")
         other_va = read_json(Path(against) / "metrics.json")["va"]
