@@ -181,7 +181,14 @@ def pack_images(manifest, root, image_size, pack=True):
         images = _Files(root, paths, image_size)
         looks = images[np.linspace(0, len(paths) - 1, min(200, len(paths))).astype(int)]
         return images, manifest.reset_index(drop=True), "grey" if _are_grey(looks) else "rgb"
-    target = _pack_path(root, paths, image_size)
+    key = hashlib.sha256(f"2 {image_size}".encode())
+    for path in paths:
+        try:
+            facts = os.stat(f"{root}/{path}")
+            key.update(f"{path} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+        except OSError:
+            key.update(f"{path} missing\n".encode())
+    target = work_folder(root) / f"faces{image_size}-{key.hexdigest()[:16]}.npy"
     with FileLock(target.with_suffix(".lock")):  # makes its folder; a second process waits
         if not (target.is_file() and target.with_suffix(".json").is_file()):
             _write_pack(target, root, paths, image_size)
@@ -213,17 +220,6 @@ class _Files:
                 cure = f"put all such into quarantine: emo check --data-dir {self.root}"
                 raise EmoError(f"{path} is unreadable; {cure}")
         return faces
-
-
-def _pack_path(root, paths, image_size):
-    key = hashlib.sha256(f"2 {image_size}".encode())
-    for path in paths:
-        try:
-            facts = os.stat(f"{root}/{path}")
-            key.update(f"{path} {facts.st_size} {facts.st_mtime_ns}\n".encode())
-        except OSError:
-            key.update(f"{path} missing\n".encode())
-    return work_folder(root) / f"faces{image_size}-{key.hexdigest()[:16]}.npy"
 
 
 def _write_pack(target, root, paths, image_size):

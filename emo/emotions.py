@@ -1,5 +1,8 @@
 """The eight classes in AffectNet's order, and other people's orders and spellings of them."""
 
+import tomllib
+from pathlib import Path
+
 import numpy as np
 
 from emo.errors import EmoError
@@ -7,26 +10,13 @@ from emo.errors import EmoError
 EMOTIONS = ("Neutral", "Happy", "Sad", "Surprise", "Fear", "Disgust", "Anger", "Contempt")
 PROBABILITY_COLUMNS = tuple(f"p_{name.lower()}" for name in EMOTIONS)
 
-# Okabe and Ito's palette: distinguishable with every common kind of colour blindness.
-_PALETTE = "#7f7f7f #E69F00 #0072B2 #56B4E9 #000000 #009E73 #D55E00 #CC79A7"
-COLOURS = dict(zip(EMOTIONS, _PALETTE.split(), strict=True))
-
-# (8, 2): mean valence and arousal of each class on AffectNet's official validation set.
-_VALENCE = (-0.03, 0.67, -0.63, 0.18, -0.12, -0.68, -0.43, -0.51)
-_AROUSAL = (-0.02, 0.08, -0.27, 0.70, 0.76, 0.45, 0.55, 0.58)
-CLASS_MEAN_VA = np.column_stack([_VALENCE, _AROUSAL]).astype(np.float32)
-
+_FACTS = tomllib.loads(Path(__file__).with_name("emotions.toml").read_text("utf-8"))
+_CLASSES = {name: _FACTS["classes"][name] for name in EMOTIONS}  # whatever the file's order
+COLOURS = {name: facts["colour"] for name, facts in _CLASSES.items()}
+CLASS_MEAN_VA = np.array([facts["mean_va"] for facts in _CLASSES.values()], np.float32)  # (8, 2)
 # What the integers 0–7 of other data sets mean, as AffectNet names in their order.
-CLASS_ORDERS = {
-    "affectnet": EMOTIONS,
-    "alphabetical": tuple(sorted(EMOTIONS)),
-    "ferplus": ("Neutral", "Happy", "Surprise", "Sad", "Anger", "Disgust", "Fear", "Contempt"),
-}
-
-_SYNONYMS = {"Neutral": "neutrality calm", "Happy": "happiness joy smile", "Sad": "sadness"}
-_SYNONYMS |= {"Surprise": "surprised", "Fear": "fearful afraid scared", "Disgust": "disgusted"}
-_SYNONYMS |= {"Anger": "angry", "Contempt": "contemptuous"}
-_ID_OF = {w: i for i, n in enumerate(EMOTIONS) for w in [n.lower(), *_SYNONYMS[n].split()]}
+CLASS_ORDERS = {"affectnet": EMOTIONS, "alphabetical": sorted(EMOTIONS)} | _FACTS["orders"]
+_ID_OF = {w: i for i, n in enumerate(EMOTIONS) for w in [n.lower(), *_CLASSES[n]["also"]]}
 
 
 def is_emotion_name(name):

@@ -94,9 +94,8 @@ def fill_derived_va(manifest):
     plain = (votes.sum(axis=1) == 0) & (emotion >= 0)
     votes[plain, emotion[plain]] = 1
     derived = pd.DataFrame(emotions.derive_va(votes), manifest.index, VA)
-    filled = manifest[list(VA)].fillna(derived)
-    known = filled.notna().all(axis=1)
-    return manifest.assign(**filled, va_derived=(~annotated & known).astype(int))
+    va = manifest[list(VA)].fillna(derived)
+    return manifest.assign(**va, va_derived=(~annotated & va.notna().all(axis=1)).astype(int))
 
 
 def annotated_rows(manifest):
@@ -275,8 +274,7 @@ def _table(path, columns, header=0):
     """Read a CSV file whole; refuse one from which pandas would lose a cell or a row."""
     try:
         with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
-            options = {"encoding": "utf-8-sig", "index_col": False, "low_memory": False}
-            table = pd.read_csv(path, header=header, **options)
+            table = pd.read_csv(path, header=header, index_col=False, low_memory=False)
         lines = sum(1 for line in path.read_bytes().splitlines() if line.strip())
         if lines != len(table) + (header == 0):
             raise ValueError(f"{lines} lines give {len(table)} rows: a stray quotation mark?")
