@@ -359,7 +359,8 @@ def _faces(predictions, part):
 
     def caption(row):
         most = [i for i in np.argsort(-votes[row], kind="stable")[:2] if votes[row, i]]
-        said = ", ".join(f"{EMOTIONS[i]} {votes[row, i]:.0%}" for i in most) or "nothing"
+        shares = [f" {votes[row, i]:.0%}" if votes[row, i] < 1 else "" for i in most]
+        said = ", ".join(EMOTIONS[i] + s for i, s in zip(most, shares, strict=True)) or "nothing"
         return f"labelled {said}; answered {EMOTIONS[answer[row]]} {confidence[row]:.0%}"
 
     found = {}

@@ -66,6 +66,7 @@ def plot_confusion(matrix, ax=None):
     names = {"xticklabels": EMOTIONS, "yticklabels": EMOTIONS}
     ax = heatmap(shares, vmin=0, vmax=1, cmap="Blues", ax=ax, **style, **names)
     ax.set(xlabel="predicted", ylabel="true")
+    ax.tick_params(axis="x", rotation=45)  # eight names side by side would touch
     return ax
 
 

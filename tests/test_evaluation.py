@@ -202,9 +202,7 @@ def test_disputed_faces_are_those_whose_votes_differ(predictions, tmp_path):
     page = (tmp_path / "report.html").read_text("utf-8")
     assert "Groups: skin tone" in page
     disputed = page[page.index("most disputed") :]
-    assert disputed.index("labelled Neutral 50%, Happy 50%") < disputed.index(
-        "labelled Neutral 100%"
-    )
+    assert disputed.index("labelled Neutral 50%, Happy 50%") < disputed.index("labelled Neutral;")
     card = (tmp_path / "MODEL_CARD.md").read_text("utf-8")
     for word in ("research only", "Article 5(1)(f)", "| Contempt |", "Mean recall by skin tone"):
         assert word in card
