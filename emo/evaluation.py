@@ -206,6 +206,11 @@ def headline(numbers):
         why = "the model was not taught it, or nobody annotated these faces"
         why = "derived from the class, nobody annotated it" if numbers["va"] == "derived" else why
         lines["valence/arousal"] = f"not scored: {why}"
+    against = numbers.get("against", {})
+    for name in [name for name in TITLES if name in against]:
+        difference, (low, high) = against[name]["difference"], against[name]["interval"]
+        text = f"{difference:+.3f} (95 % interval {low:+.3f} to {high:+.3f})"
+        lines[f"{TITLES[name]} minus that of {against['run']}"] = text
     return lines
 
 

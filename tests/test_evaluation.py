@@ -64,6 +64,12 @@ def test_comparison_of_a_table_with_itself_and_with_a_worse_one(predictions):
         assert 0 < low < found[name]["difference"] < high
     assert found["ccc_arousal"]["difference"] == pytest.approx(0)
     assert "mean_ccc" not in compare(predictions, worse, va="none", rounds=20)
+    numbers = compute_metrics(predictions, rounds=20) | {"against": {"run": "other"} | found}
+    lines = headline(numbers)
+    assert lines["accuracy minus that of other"].startswith(
+        f"{found['accuracy']['difference']:+.3f}"
+    )
+    assert "CCC valence minus that of other" in lines
     with pytest.raises(EmoError, match="share no"):
         compare(predictions, predictions.assign(image_path="elsewhere.png"))
 
