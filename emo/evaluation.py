@@ -62,6 +62,9 @@ def evaluate(
     if by not in part.manifest and by != BY:
         columns = ", ".join(part.manifest.columns)
         raise EmoError(f"the data has no column {by!r} to compare groups by; it has {columns}")
+    if against is not None:  # a missing one is said before the work
+        other = read_predictions(Path(against) / "predictions.csv")
+        other_va = read_json(Path(against) / "metrics.json")["va"]
     taught = read_manifest(Path(run) / "manifest.csv").query("split == 'train'") if run else None
     folder = Path(output_dir or run or Path(model).parent)
     predictions = predict_dataset(recognizer, part, split, by=by)
@@ -69,8 +72,6 @@ def evaluate(
     options = {"va": va, "temperature": recognizer.temperature, "by": by}
     numbers = compute_metrics(predictions, taught, **options)
     if against is not None:
-        other = read_predictions(Path(against) / "predictions.csv")
-        other_va = read_json(Path(against) / "metrics.json")["va"]
         va = va if va == other_va else "none"
         numbers["against"] = {"run": str(against)} | compare(predictions, other, va=va)
     with atomic_path(folder / "predictions.csv") as temporary:
@@ -220,7 +221,7 @@ def _checked(predictions, where="the predictions table"):
     if missing := ", ".join(c for c in ("image_path", *needed) if c not in predictions):
         raise EmoError(f"{where} lacks the columns {missing}; write it with emo evaluate")
     table = predictions.assign(**predictions[needed].apply(pd.to_numeric, errors="coerce"))
-    table = table[table["emotion"] >= 0].reset_index(drop=True)
+    table = table[~(table["emotion"] < 0)].reset_index(drop=True)  # NaN stays, to be refused
     if table.empty:
         raise EmoError(f"no row of {where} has a known emotion: there is nothing to evaluate")
     if not np.isfinite(table[needed[:10]]).all(axis=None):

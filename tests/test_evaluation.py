@@ -146,6 +146,9 @@ def test_bad_tables(predictions, tmp_path):
     predictions.drop(columns="p_sad").to_csv(tmp_path / "predictions.csv")
     with pytest.raises(EmoError, match="p_sad"):
         read_predictions(tmp_path / "predictions.csv")
+    with pytest.raises(EmoError, match="NaN or text"):  # some labels are words, none is dropped
+        words = predictions["emotion"].astype(object).where(predictions["emotion"] != 1, "Happy")
+        compute_metrics(predictions.assign(emotion=words))
     with pytest.raises(EmoError, match="0 to 7"):
         compute_metrics(predictions.assign(emotion=8))
     with pytest.raises(EmoError, match="NaN or text"):
