@@ -4,27 +4,32 @@ import gc
 import platform
 import tempfile
 import timeit
-import tracemalloc
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 from emo import dataset, synth
-from emo.export import export_to_int8, export_to_onnx
+from emo.export import export_to_int8, export_to_onnx, export_to_torchscript
 from emo.faces import MediaPipeFaceDetector
+from emo.files import atomic_path
 from emo.live import LivePipeline
 from emo.model import create_model, save_weights
 from emo.recognize import EmotionPreprocessor, create_recognizer
 from emo.sources import read_dataset
 from emo.train import make_accelerator, train_step
+
+BACKBONES = ("resnet18", "mobilenet_v2")
+FPS = {"pytorch": "≥ 15", "onnx": "≥ 25", "int8": "≥ 25", "pytorch, GPU": "≥ 60"}  # live
 
 
 def machine():
@@ -37,7 +42,8 @@ def machine():
 def bench_data(count=600, rows=400_000, size=224, small=64):
     """Reading a large CSV, packing against decoding alone, and the pack against files."""
     with tempfile.TemporaryDirectory() as folder:
-        seconds, megabytes = _read_large(Path(folder) / "large", rows)
+        large = write_large(Path(folder) / "large", rows)
+        seconds = _seconds(lambda: dataset.split_manifest(read_dataset(large)), 1)
         root = synth.write_dataset(Path(folder) / "faces", count, seed=0, size=size)
         manifest = read_dataset(root).sample(16 * count, replace=True, random_state=0)
         paths = [root / path for path in manifest["image_path"]]
@@ -54,7 +60,6 @@ def bench_data(count=600, rows=400_000, size=224, small=64):
         files = _seconds(lambda: [to_tensor(Image.open(p).convert("RGB")) for p in paths], rounds=1)
     table = {
         f"read and split {rows:,} rows: seconds": (seconds, "≤ 5"),
-        f"read and split {rows:,} rows: MB at most": (megabytes, "≤ 1000"),
         f"decoding files of {size} px, images/s": (len(paths) / decoding, ""),
         f"packing them as {small} px, images/s": (len(paths) / packing, ""),
         "packing / decoding": (decoding / packing, "≥ 0.9"),
@@ -63,19 +68,18 @@ def bench_data(count=600, rows=400_000, size=224, small=64):
     return pd.DataFrame(table, ["measured", "target"]).T
 
 
-def _read_large(root, rows):
-    """Return seconds and peak megabytes of reading and splitting a CSV with this many images."""
+def write_large(root, rows):
+    """Write a data set of this many empty images and a CSV; return its folder."""
     names = [f"{i // 1000}/{i}.jpg" for i in range(rows)]
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
     table = pd.DataFrame({"image_path": names, "emotion": np.arange(rows) % 8})
     table.assign(valence=0.1234, arousal=-0.4321).to_csv(root / "labels.csv", index=False)
-    seconds = _seconds(lambda: dataset.split_manifest(read_dataset(root)), rounds=1)
-    return seconds, _peak_megabytes(lambda: dataset.split_manifest(read_dataset(root)))
+    return root
 
 
-def bench_train(sizes=(96, 224), batch_size=64, steps=8, rows=400_000):
+def bench_train(sizes=(96, 224), batch_size=64, steps=8):
     """Training steps fed by a pack, by one resident batch, and by files through Pillow."""
     accelerator, table = make_accelerator(), {}
     bounds = ("≤ 1.10", "≥ 3") if accelerator.device.type == "cuda" else ("≤ 1.05", "")
@@ -100,22 +104,12 @@ def bench_train(sizes=(96, 224), batch_size=64, steps=8, rows=400_000):
                 Path(folder) / str(size), size, batch_size, steps, accelerator.device
             )
             runs = {name: partial(train, batches) for name, batches in sources.items()}
-            rounds = [{n: _seconds(run, 1, warm_up=0) for n, run in runs.items()} for _ in range(4)]
-            seconds = pd.DataFrame(rounds[1:]).median()  # in turns: a shared machine is moody
+            seconds = _in_turns(runs, 4, calls=1, warm_up=0)
             for name, value in (steps * batch_size / seconds).items():
                 table[f"{size} px, {name}: images/s"] = value, ""
             resident, pack, files = seconds[["resident", "pack", "files"]]
             table[f"{size} px, a step from pack / resident"] = pack / resident, bounds[0]
             table[f"{size} px, images/s of pack / files"] = files / pack, bounds[1]
-        images = np.lib.format.open_memmap(f"{folder}/p.npy", "w+", np.uint8, (rows, 64, 64, 3))
-
-        def epoch():  # of a pack that is a hole in the disk, and takes no room there
-            labels = {"image_path": [f"images/{i:06d}.jpg" for i in range(rows)], "emotion": 0}
-            labels = pd.DataFrame(labels).assign(valence=0.1, arousal=0.1, split="train")
-            faces = dataset.FaceDataset(images, labels)
-            deque(dataset.make_loader(faces, batch_size, shuffle=True), maxlen=0)
-
-        table[f"{rows:,} images: MB beyond the page cache"] = _peak_megabytes(epoch), "≤ 1000"
     return pd.DataFrame(table, ["measured", "target"]).T
 
 
@@ -134,43 +128,77 @@ def _sources(root, size, batch_size, steps, device):
     return {"resident": [resident] * steps, "pack": pack, "files": files}
 
 
-def bench_infer(size=224, calls=40):
-    """Median milliseconds of one face for each backbone and format, and the speed-up."""
-    rows, face = {}, torch.rand(1, 3, size, size)
-    with tempfile.TemporaryDirectory() as folder:
-        for backbone in ("resnet18", "mobilenet_v2"):
-            for name, path in _untrained(Path(folder) / backbone, backbone, size).items():
-                run = partial(create_recognizer(path).run, face)
-                rows[backbone, name] = 1e3 * _seconds(run, calls)
-    table = pd.DataFrame({"median_ms": pd.Series(rows)})
-    slowest = table.xs("pytorch", level=1)["median_ms"]
-    return table.assign(speed_up=slowest.reindex(table.index, level=0) / table["median_ms"])
+def bench_infer(sizes=(64, 224), backbones=BACKBONES):
+    """Milliseconds of one face: model alone, crop to answer, and a whole frame of 640×480."""
+    tables, gpu = {}, {"pytorch, GPU": "pytorch"} if torch.cuda.is_available() else {}
+    with _scene() as (folder, detector, images, crop):
+
+        def answer(recognizer):
+            return recognizer.predict(recognizer.preprocessor.preprocess_cv2(crop))
+
+        for backbone, size in product(backbones, sizes):
+            paths = _untrained(folder / f"{backbone}{size}", backbone, size)
+            found = {name: create_recognizer(path) for name, path in paths.items()}
+            found |= {n: create_recognizer(paths[p], device="cuda") for n, p in gpu.items()}
+            tensor, steps = found["onnx"].preprocessor.preprocess_cv2(crop), {}
+            steps["model_ms"] = {n: partial(r.run, tensor) for n, r in found.items()}
+            steps["answer_ms"] = {n: partial(answer, r) for n, r in found.items()}
+            pipelines = {n: LivePipeline(r, detector).process for n, r in found.items()}
+            steps["frame_ms"] = {n: partial(_each, p, images) for n, p in pipelines.items()}
+            table = pd.DataFrame({name: 1e3 * _in_turns(runs) for name, runs in steps.items()})
+            table["speed_up"] = table.loc["pytorch", "model_ms"] / table["model_ms"]
+            tables[backbone, size] = table.assign(frame_ms=table["frame_ms"] / len(images))
+        seconds = _seconds(partial(_each, detector.detect, images)) / len(images)
+    tables["detector", 128] = pd.DataFrame({"model_ms": 1e3 * seconds}, ["mediapipe"])
+    table = pd.concat(tables, names=["network", "size", "format"])
+    fps, target = 1e3 / table["frame_ms"], table.index.get_level_values("format").map(FPS)
+    return table.assign(fps=fps, target=target)
 
 
-def bench_live(size=64, frames=60):
-    """Milliseconds a frame: detector, model, and the whole pipeline with one face."""
+def bench_live(cases=(("resnet18", 224), ("mobilenet_v2", 96))):
+    """Milliseconds a frame of 640×480 with one face, and how much of it is detector and model."""
+    table = {}
+    with _scene() as (folder, detector, images, _):
+        for backbone, size in cases:
+            recognizer = create_recognizer(_untrained(folder / backbone, backbone, size)["onnx"])
+            tensor = torch.rand(1, 3, size, size)
+            parts = {
+                "detector": detector.detect,
+                "model": lambda _, f=tensor, r=recognizer: r.run(f),
+            }
+            parts["pipeline"] = LivePipeline(recognizer, detector).process
+            runs = {name: partial(_each, part, images) for name, part in parts.items()}
+            times = 1e3 * _in_turns(runs) / len(images)
+            both = times["detector"] + times["model"]
+            more = {"on top": times["pipeline"] - both, "ratio": times["pipeline"] / both}
+            table[f"{backbone}, {size} px"] = times.to_dict() | more
+    return pd.DataFrame(table).T.assign(target=["ratio ≤ 1.15", "on top ≤ 1.5"])
+
+
+@contextmanager
+def _scene(count=15):
+    """Yield a scratch folder, a detector, frames (480, 640, 3) of one face, and that face."""
+    images = [frame for frame, _ in synth.animate(seconds=1, fps=count)]
     with tempfile.TemporaryDirectory() as folder, MediaPipeFaceDetector() as detector:
-        recognizer = create_recognizer(_untrained(Path(folder), "mobilenet_v2", size)["onnx"])
-        pipeline = LivePipeline(recognizer, detector)
-        images = [frame for frame, _ in synth.animate(seconds=frames / 15, fps=15)]
-        face = torch.rand(1, 3, size, size)
-        parts = {
-            "detector": _seconds(lambda: [detector.detect(image) for image in images]) / frames,
-            "model": _seconds(lambda: recognizer.run(face), frames),
-            "pipeline": _seconds(lambda: [pipeline.process(i) for i in images]) / frames,
-        }
-    parts["pipeline − detector − model"] = 2 * parts["pipeline"] - sum(parts.values())
-    return pd.DataFrame({"milliseconds": {name: 1e3 * value for name, value in parts.items()}})
+        crop = detector.crop_face(images[0], detector.detect_single_face(images[0])[0])
+        yield Path(folder), detector, images, crop
+
+
+def _each(function, images):
+    for image in images:
+        function(image)
 
 
 def _untrained(folder, backbone, size):
-    """Write an untrained model in three formats: speed does not depend on the weights."""
+    """Write an untrained model in four formats: speed does not depend on the weights."""
     model = create_model(backbone, pretrained=False).eval()
     model.config |= vars(EmotionPreprocessor(size)) | {"va": "annotated"}
     save_weights(model, folder / "m.pth")
-    onnx = export_to_onnx(model, folder / "m.onnx")
-    int8 = export_to_int8(model, folder / "i.onnx", torch.randn(16, 3, size, size).numpy())
-    return {"pytorch": folder / "m.pth", "onnx": onnx, "int8": int8}
+    paths = {"pytorch": folder / "m.pth"}
+    paths["torchscript"] = export_to_torchscript(model, folder / "m.pt")
+    paths["onnx"] = export_to_onnx(model, folder / "m.onnx")
+    faces = torch.randn(16, 3, size, size).numpy()
+    return paths | {"int8": export_to_int8(model, folder / "i.onnx", faces)}
 
 
 def _seconds(function, rounds=5, warm_up=1):
@@ -179,10 +207,19 @@ def _seconds(function, rounds=5, warm_up=1):
     return float(np.median(times[warm_up:]))
 
 
-def _peak_megabytes(function):
-    """Most memory that Python and NumPy hold during a call; mapped files do not count."""
-    tracemalloc.start()
-    function()
-    peak = tracemalloc.get_traced_memory()[1] / 1e6
-    tracemalloc.stop()
-    return peak
+def _in_turns(functions, rounds=5, calls=5, warm_up=2):
+    """Return median seconds of each; they take turns, because a shared machine is moody."""
+    times = [{n: _seconds(f, calls, warm_up) for n, f in functions.items()} for _ in range(rounds)]
+    return pd.DataFrame(times).median()
+
+
+def plot_infer(table, path):
+    """Draw the frames a second of `bench_infer`'s table into a picture file."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    ax = table["fps"].unstack().dropna(how="all").plot.barh(ax=figure.subplots(), width=0.8)
+    for fps in (15, 25, 60):
+        ax.axvline(fps, color="0.4", linestyle=":", zorder=0)
+    ax.set(xscale="log", xlabel="frames of 640×480 a second (dotted: 15, 25, 60)", ylabel="")
+    ax.invert_yaxis()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary)

@@ -6,25 +6,27 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
-import cv2
+import numpy as np
 import pandas as pd
 import tyro
+from accelerate import PartialState
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 from tyro.conf import Positional
 
 from emo import evaluation
 from emo.audit import audit, class_table, summarise, write_quarantine
-from emo.dataset import decode, pack_images, split_manifest
+from emo.dataset import pack_images, split_manifest
 from emo.download import download_kaggle, unpack_archive
 from emo.errors import EmoError
 from emo.export import FILES, export_run
 from emo.faces import MediaPipeFaceDetector
 from emo.files import atomic_path, work_folder
-from emo.live import LivePipeline, draw_overlay
+from emo.live import LivePipeline
 from emo.plots import plot_classes
+from emo.predict import find_files, predict_files, table_of
 from emo.recipes import TrainConfig
-from emo.recognize import create_recognizer, predict_files
+from emo.recognize import create_recognizer
 from emo.sources import QUARANTINE, read_dataset
 from emo.synth import animate, write_dataset
 from emo.train import fit
@@ -39,6 +41,7 @@ def arg(kind, text, **options):
 Text = str | None
 ModelFile = arg(str, "Model file: .pth, .pt, .onnx or .h5.")
 Device = arg(Literal["cpu", "cuda"], "Where the model runs.")
+SHOWN = 40  # rows of a prediction that are printed
 BENCHES = ("data", "train", "infer", "live")  # what follows `bench_` in emo/bench.py
 
 
@@ -141,31 +144,45 @@ def export(
 
 
 def predict(
-    files: arg(Positional[tuple[str, ...]], "Image files."),
+    files: arg(Positional[tuple[str, ...]], "Images, films, folders or patterns such as a/*.jpg."),
     model: ModelFile,
     crops: arg(bool, "The images are faces already: detect nothing.") = False,
     json_: arg(bool, "Print JSON instead of a table.", name="json") = False,
+    output: arg(Text, "File for all rows (.csv or .json).") = None,
     annotate: arg(Text, "Folder for copies with boxes and labels drawn on.") = None,
     device: Device = "cpu",
 ):
-    """Find the faces in photos and predict emotion, valence and arousal."""
+    """Find the faces in photos and films and predict emotion, valence and arousal."""
     if not files:
         raise EmoError("no files to predict; name at least one image")
     if crops and annotate:
         raise EmoError("--annotate draws boxes on photos; leave out --crops")
-    recognizer = create_recognizer(model, device=device)
+    if output and Path(output).suffix not in (".csv", ".json"):
+        raise EmoError(f"--output {output} must end in .csv or .json")
+    recognizer, found = create_recognizer(model, device=device), find_files(files)
     with nullcontext() if crops else MediaPipeFaceDetector() as detector:
-        rows = predict_files(recognizer, files, detector)
-        for path in files if annotate else ():
-            if (image := decode(path)) is not None:
-                faces = LivePipeline(recognizer, detector, smoothing=0).process(image)
-                with atomic_path(Path(annotate, f"{Path(path).stem}.png")) as temporary:
-                    cv2.imwrite(str(temporary), draw_overlay(image, faces, va=recognizer.va))
+        rows = predict_files(recognizer, found, detector, annotate)
+    if not PartialState().is_main_process:
+        return
+    table, text = table_of(rows), json.dumps(rows, indent=2)
+    if output:
+        content = (
+            table.to_csv(index=False, float_format="%.6g")
+            if output.endswith(".csv")
+            else f"{text}\n"
+        )
+        with atomic_path(output) as temporary:
+            temporary.write_text(content, "utf-8")
     if json_:
-        return print(json.dumps(rows, indent=2))
-    columns = ["image_path", "emotion", "confidence", "valence", "arousal", "note"]
-    table = pd.DataFrame(rows).reindex(columns=columns).dropna(axis=1, how="all")
-    print(table.to_string(index=False, na_rep="", float_format="{:.2f}".format))
+        return print(text)
+    columns = ["image_path", "time", "emotion", "confidence", "valence", "arousal", "note"]
+    table = table[columns].dropna(axis=1, how="all")
+    print(table[:SHOWN].to_string(index=False, na_rep="", float_format="{:.2f}".format))
+    if len(table) > SHOWN:
+        print(f"… {len(table) - SHOWN} more" + ("" if output else ": --output FILE.csv keeps them"))
+    unread = [row["image_path"] for row in rows if row.get("note") == "unreadable"]
+    if unread:
+        print(f"skipped, because unreadable: {', '.join(unread)}")
     if "valence" in table and recognizer.va == "derived":
         print("valence and arousal: what the model makes of class means (derived from the class)")
 
@@ -192,14 +209,26 @@ def live(
         print(f"wrote {path}")
 
 
-def bench(what: arg(Positional[Literal["all", *BENCHES]], "Which measurement.") = "all"):
+def bench(
+    what: arg(Positional[Literal["all", *BENCHES]], "Which measurement.") = "all",
+    json_: arg(bool, "Print JSON instead of tables.", name="json") = False,
+    plot: arg(Text, "Picture file for the frames a second of `infer`.") = None,
+):
     """Measure speed on this machine, as ratios within one run."""
     from emo import bench as room  # here, because its torchvision takes seconds
 
-    print(room.machine())
+    if plot and what not in ("all", "infer"):
+        raise EmoError(f"--plot draws what infer measures, not {what}; use: emo bench infer")
+    found = {"machine": room.machine()}
     for name in BENCHES if what == "all" else (what,):
         measure = getattr(room, f"bench_{name}")
-        print(f"\n{name}: {measure.__doc__}\n{measure().to_string()}")
+        table = measure()
+        found[name] = table.reset_index().replace({np.nan: None}).to_dict("records")
+        if not json_:
+            print(f"\n{name}: {measure.__doc__}\n{table.round(2).to_string(na_rep='')}", flush=True)
+        if plot and name == "infer":
+            room.plot_infer(table, plot)
+    print(json.dumps(found, indent=2) if json_ else f"\n{found['machine']}")
 
 
 def main(args=None):

@@ -21,6 +21,7 @@ from emo.files import read_json, work_folder, write_json
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB: what the pretrained backbones were fed
 IMAGE_STD = (0.229, 0.224, 0.225)
+LUMA = (0.299, 0.587, 0.114)  # of R, G and B: BT.601, as OpenCV
 SPLIT_SHARES = {"train": 0.70, "val": 0.15, "test": 0.15}
 BLOCK, CHUNK = 4096, 32  # images written down as done at once; images of one task of a thread
 
@@ -93,7 +94,7 @@ def normalise(images, mean=IMAGE_MEAN, std=IMAGE_STD, colour="rgb"):
     """
     images = images.float() / 255
     if colour == "grey":
-        weights = images.new_tensor((0.299, 0.587, 0.114)).view(1, 3, 1, 1)  # BT.601, as OpenCV
+        weights = images.new_tensor(LUMA).view(1, 3, 1, 1)
         images = (images * weights).sum(dim=1, keepdim=True).expand(-1, 3, -1, -1)
     mean = images.new_tensor(mean).view(1, 3, 1, 1)
     return (images - mean) / images.new_tensor(std).view(1, 3, 1, 1)

@@ -96,7 +96,8 @@ def export_to_int8(model, path, faces):
     batches = iter([{"image": part} for part in np.array_split(faces, max(1, len(faces) // 16))])
     reader = SimpleNamespace(get_next=lambda: next(batches, None))
     options = {"activation_type": QuantType.QUInt8, "per_channel": True}
-    options["op_types_to_quantize"] = ["Conv", "Add", "MaxPool", "GlobalAveragePool"]
+    # Activations, too: between float ones no convolution would become one of integers.
+    options["op_types_to_quantize"] = ["Conv", "Relu", "Clip", "Add", "MaxPool"]
     with TemporaryDirectory() as scratch, atomic_path(path) as temporary:
         exact, prepared = f"{scratch}/float.onnx", f"{scratch}/prepared.onnx"
         shape_inference.quant_pre_process(str(export_to_onnx(model, exact)), prepared)

@@ -64,7 +64,7 @@ class LivePipeline:
         crops = [crop_face(frame_bgr, face.bbox, self.recognizer.crop_margin) for face in large]
         batch = self.recognizer.preprocessor.preprocess_batch(crops)
         for face, result in zip(large, self.recognizer.predict_batch(batch), strict=True):
-            self._smooth(face, self._known.get(face.track), result)
+            fill(face, result, self._known.get(face.track), self.smoothing)
         self._known |= {face.track: face for face in faces}
         return faces
 
@@ -78,18 +78,21 @@ class LivePipeline:
                 found[i] = number
         return [found[i] if i in found else next(self._numbers) for i in range(len(boxes))]
 
-    def _smooth(self, face, before, result):
-        raw = [*result["probabilities"].values(), result["valence"], result["arousal"]]
-        raw = np.array(raw, float)  # None becomes NaN
-        if before is not None and before.probabilities is not None and self.smoothing > 0:
-            # Time-aware, so that the same dial feels the same at 5 and at 30 frames a second.
-            keep = math.exp(-max(face.time - before.time, 0) / self.smoothing)
-            smooth = np.array([*before.probabilities, before.valence, before.arousal], float)
-            raw = keep * smooth + (1 - keep) * raw
-        face.probabilities, best = raw[:8], raw[:8].argmax()
-        face.emotion, face.confidence = EMOTIONS[best], float(raw[best])
-        face.valence, face.arousal = (None if math.isnan(v) else float(v) for v in raw[8:])
-        face.state = "ok" if face.confidence >= NOT_SURE else "not sure"
+
+def fill(face, result, before=None, smoothing=0.0):
+    """Put a prediction into a `Face`, averaged over time with what it was before."""
+    raw = [*result["probabilities"].values(), result["valence"], result["arousal"]]
+    raw = np.array(raw, float)  # None becomes NaN
+    if before is not None and before.probabilities is not None and smoothing > 0:
+        # Time-aware, so that the same dial feels the same at 5 and at 30 frames a second.
+        keep = math.exp(-max(face.time - before.time, 0) / smoothing)
+        smooth = np.array([*before.probabilities, before.valence, before.arousal], float)
+        raw = keep * smooth + (1 - keep) * raw
+    face.probabilities, best = raw[:8], raw[:8].argmax()
+    face.emotion, face.confidence = EMOTIONS[best], float(raw[best])
+    face.valence, face.arousal = (None if math.isnan(v) else float(v) for v in raw[8:])
+    face.state = "ok" if face.confidence >= NOT_SURE else "not sure"
+    return face
 
 
 def overlap(a, b):

@@ -38,7 +38,9 @@ class Camera(AbstractContextManager):
             return
         if not self.is_webcam and not Path(self.source).is_file():
             raise EmoError(f"{self.source!r} is no camera number, no film and not 'synthetic'")
-        if not self._capture.open(int(self.source) if self.is_webcam else self.source):
+        with quiet_stderr():  # FFmpeg says what is wrong with a film in its own words
+            self._capture.open(int(self.source) if self.is_webcam else self.source)
+        if not self._capture.isOpened():
             cure = "close other programs that use it, or try another or --camera synthetic"
             raise EmoError(f"--camera {self.source} could not be opened; {cure}")
         self.fps = self._capture.get(cv2.CAP_PROP_FPS) or 30.0

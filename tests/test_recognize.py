@@ -1,16 +1,18 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import cv2
 import numpy as np
+import onnx
 import pytest
 import torch
 
-from emo import EmotionPreprocessor, MediaPipeFaceDetector, create_recognizer, synth
+from emo import EmotionPreprocessor, MediaPipeFaceDetector, create_recognizer, export_to_onnx, synth
 from emo.dataset import FaceDataset, normalise, pack_images
 from emo.emotions import EMOTIONS
 from emo.errors import EmoError
 from emo.faces import crop_face
 from emo.files import read_json, write_json
-from emo.model import load_model, save_weights
-from emo.recognize import predict_files
+from emo.model import create_model, load_model, save_weights
 from emo.sources import read_dataset
 
 
@@ -70,6 +72,16 @@ def test_probabilities_use_the_fitted_temperature(recognizer):
     assert list(recognizer.predict(tensor)["probabilities"].values()) == pytest.approx(
         expected.tolist(), abs=1e-5
     )
+
+
+def test_the_preprocessor_computes_what_training_does():
+    """Bit for bit, though it looks the numbers up instead of letting PyTorch compute them."""
+    faces = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    images = torch.from_numpy(faces[..., ::-1].copy()).permute(0, 3, 1, 2)
+    for colour in ("rgb", "grey"):
+        found = EmotionPreprocessor(64, colour=colour).preprocess_batch(list(faces))
+        assert torch.equal(found, normalise(images, colour=colour))
+    assert EmotionPreprocessor().preprocess_batch([]).shape == (0, 3, 224, 224)
 
 
 def test_one_path(recognizer, face_model, tmp_path):
@@ -133,15 +145,36 @@ def test_config_path_and_missing_config(run, tmp_path):
     assert named.preprocessor.image_size == 32
 
 
-def test_files(recognizer, face_model, tmp_path):
-    frame, _ = next(iter(synth.animate(seconds=1, fps=1)))
-    cv2.imwrite(str(tmp_path / "scene.png"), frame)
-    cv2.imwrite(str(tmp_path / "wall.png"), np.full((99, 99, 3), 127, np.uint8))
-    (tmp_path / "text.png").write_text("hello")
-    paths = [tmp_path / name for name in ("scene.png", "wall.png", "text.png")]
-    with MediaPipeFaceDetector() as detector:
-        rows = predict_files(recognizer, paths, detector)
-    assert rows[0]["emotion"] in EMOTIONS
-    assert [row.get("note") for row in rows] == [None, "no face found", "unreadable"]
-    (crop,) = predict_files(recognizer, paths[:1])
-    assert "bbox" not in crop
+def test_a_config_of_another_model_is_refused(run, tmp_path):
+    facts = read_json(run / "model_config.json")
+    write_json(tmp_path / "size.json", facts | {"image_size": 64})
+    write_json(tmp_path / "order.json", facts | {"classes": facts["classes"][::-1]})
+    with pytest.raises(EmoError, match=r"size.json does not fit the model in .*image_size"):
+        create_recognizer(run / "best_model.pth", tmp_path / "size.json")
+    with pytest.raises(EmoError, match=r"order.json does not fit .*classes"):
+        create_recognizer(run / "best_model.pth", tmp_path / "order.json")
+    write_json(tmp_path / "calm.json", facts | {"temperature": 9.0})  # this one may be chosen
+    assert create_recognizer(run / "best_model.pth", tmp_path / "calm.json").temperature == 9
+
+
+def test_a_file_without_a_config_is_tried_with_the_one_beside_it(run, tmp_path):
+    model = create_model(pretrained=False).eval()
+    model.config = {"image_size": 48, "backbone": "resnet18", "classes": list(EMOTIONS)}
+    export_to_onnx(model, tmp_path / "m.onnx")
+    graph = onnx.load(tmp_path / "m.onnx")
+    del graph.metadata_props[:]
+    onnx.save(graph, tmp_path / "m.onnx")
+    write_json(tmp_path / "model_config.json", read_json(run / "model_config.json"))  # 32 pixels
+    with pytest.raises(EmoError, match=r"does not fit the model in .*m.onnx \(image_size"):
+        create_recognizer(tmp_path / "m.onnx")
+    model.config |= read_json(run / "model_config.json")
+    export_to_onnx(model, tmp_path / "m.onnx")
+    assert create_recognizer(tmp_path / "m.onnx").preprocessor.image_size == 32
+
+
+def test_threads_do_not_mix_up_answers(run):
+    recognizer = create_recognizer(run / "best_model.pth", threads=1)
+    tensors = [recognizer.preprocessor.preprocess_cv2(face(i)) for i in range(8)]
+    expected = [recognizer.predict(tensor) for tensor in tensors]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(recognizer.predict, tensors * 5)) == expected * 5
