@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 
@@ -38,6 +39,27 @@ def test_every_format_agrees_with_pytorch(table, run):
     assert all((run / name).is_file() for name in FILES.values())
     saved = pd.DataFrame(read_json(run / "export.json")["formats"]).set_index("format")
     assert saved["median_ms"].to_dict() == table["median_ms"].to_dict()
+
+
+def test_what_8_bits_cost_is_said_and_layers_are_spared(run, monkeypatch, table):
+    assert table.drop(index="int8")["note"].eq("").all()
+    monkeypatch.setattr(export_module, "PRICES", {"val_accuracy": -1.0, "val_mean_ccc": 0.5})
+    note, size = (export_run(run, ["int8"]).loc["int8", n] for n in ("note", "megabytes"))
+    assert re.fullmatch(r"\d+ layers stay float; val_accuracy -?0\.\d+ lower \(.*-1.0\)", note)
+    assert table.loc["int8", "megabytes"] < size < table.loc["onnx", "megabytes"]
+    kinds = [node.op_type for node in onnx.load(run / "model_int8.onnx").graph.node]
+    assert "QuantizeLinear" in kinds
+    monkeypatch.undo()
+    export_run(run, ["int8"])
+
+
+def test_8_bits_reach_the_activations(table, run):
+    """Between two convolutions no float activation is left: those would cost the speed."""
+    for name in ("model.onnx", "model_int8.onnx"):
+        nodes = onnx.load(run / name).graph.node
+        reads = {i for node in nodes if node.op_type == "Conv" for i in node.input[:1]}
+        relus = [node for node in nodes if node.op_type == "Relu" and node.output[0] in reads]
+        assert bool(relus) == (name == "model.onnx")
 
 
 def test_recognisers_of_all_files_agree(table, run):
