@@ -4,8 +4,8 @@ import gc
 import platform
 import tempfile
 import timeit
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
+from tqdm.auto import tqdm
 
 from emo import dataset, synth
 from emo.export import export_to_int8, export_to_onnx, export_to_torchscript
@@ -28,8 +29,8 @@ from emo.recognize import EmotionPreprocessor, create_recognizer
 from emo.sources import read_dataset
 from emo.train import make_accelerator, train_step
 
-BACKBONES = ("resnet18", "mobilenet_v2")
-FPS = {"pytorch": "≥ 15", "onnx": "≥ 25", "int8": "≥ 25", "pytorch, GPU": "≥ 60"}  # live
+BACKBONES, FRAMES = ("resnet18", "mobilenet_v2"), 15
+FPS = {"pytorch": "≥ 15", "onnx": "≥ 25", "int8": "≥ 25", "pytorch, GPU": "≥ 60"}
 
 
 def machine():
@@ -128,65 +129,42 @@ def _sources(root, size, batch_size, steps, device):
     return {"resident": [resident] * steps, "pack": pack, "files": files}
 
 
-def bench_infer(sizes=(64, 224), backbones=BACKBONES):
+def bench_infer(sizes=(64, 224), formats=("pytorch", "torchscript", "onnx", "int8")):
     """Milliseconds of one face: model alone, crop to answer, and a whole frame of 640×480."""
-    tables, gpu = {}, {"pytorch, GPU": "pytorch"} if torch.cuda.is_available() else {}
-    with _scene() as (folder, detector, images, crop):
+    tables, frames = {}, [frame for frame, _ in synth.animate(seconds=1, fps=FRAMES)]
 
-        def answer(recognizer):
-            return recognizer.predict(recognizer.preprocessor.preprocess_cv2(crop))
+    def each(function):
+        deque(map(function, frames), maxlen=0)
 
-        for backbone, size in product(backbones, sizes):
-            paths = _untrained(folder / f"{backbone}{size}", backbone, size)
-            found = {name: create_recognizer(path) for name, path in paths.items()}
-            found |= {n: create_recognizer(paths[p], device="cuda") for n, p in gpu.items()}
-            tensor, steps = found["onnx"].preprocessor.preprocess_cv2(crop), {}
-            steps["model_ms"] = {n: partial(r.run, tensor) for n, r in found.items()}
-            steps["answer_ms"] = {n: partial(answer, r) for n, r in found.items()}
-            pipelines = {n: LivePipeline(r, detector).process for n, r in found.items()}
-            steps["frame_ms"] = {n: partial(_each, p, images) for n, p in pipelines.items()}
-            table = pd.DataFrame({name: 1e3 * _in_turns(runs) for name, runs in steps.items()})
-            table["speed_up"] = table.loc["pytorch", "model_ms"] / table["model_ms"]
-            tables[backbone, size] = table.assign(frame_ms=table["frame_ms"] / len(images))
-        seconds = _seconds(partial(_each, detector.detect, images)) / len(images)
-    tables["detector", 128] = pd.DataFrame({"model_ms": 1e3 * seconds}, ["mediapipe"])
-    table = pd.concat(tables, names=["network", "size", "format"])
-    fps, target = 1e3 / table["frame_ms"], table.index.get_level_values("format").map(FPS)
-    return table.assign(fps=fps, target=target)
+    def answer(recognizer):
+        return recognizer.predict(recognizer.preprocessor.preprocess_cv2(crop))
 
-
-def bench_live(cases=(("resnet18", 224), ("mobilenet_v2", 96))):
-    """Milliseconds a frame of 640×480 with one face, and how much of it is detector and model."""
-    table = {}
-    with _scene() as (folder, detector, images, _):
-        for backbone, size in cases:
-            recognizer = create_recognizer(_untrained(folder / backbone, backbone, size)["onnx"])
-            tensor = torch.rand(1, 3, size, size)
-            parts = {
-                "detector": detector.detect,
-                "model": lambda _, f=tensor, r=recognizer: r.run(f),
-            }
-            parts["pipeline"] = LivePipeline(recognizer, detector).process
-            runs = {name: partial(_each, part, images) for name, part in parts.items()}
-            times = 1e3 * _in_turns(runs) / len(images)
-            both = times["detector"] + times["model"]
-            more = {"on top": times["pipeline"] - both, "ratio": times["pipeline"] / both}
-            table[f"{backbone}, {size} px"] = times.to_dict() | more
-    return pd.DataFrame(table).T.assign(target=["ratio ≤ 1.15", "on top ≤ 1.5"])
-
-
-@contextmanager
-def _scene(count=15):
-    """Yield a scratch folder, a detector, frames (480, 640, 3) of one face, and that face."""
-    images = [frame for frame, _ in synth.animate(seconds=1, fps=count)]
     with tempfile.TemporaryDirectory() as folder, MediaPipeFaceDetector() as detector:
-        crop = detector.crop_face(images[0], detector.detect_single_face(images[0])[0])
-        yield Path(folder), detector, images, crop
+        crop = detector.crop_face(frames[0], detector.detect_single_face(frames[0])[0])
+        for backbone, size in tqdm(list(product(BACKBONES, sizes)), "Measuring"):
+            paths = _untrained(Path(folder, f"{backbone}{size}"), backbone, size)
+            found = {name: create_recognizer(paths[name]) for name in formats}
+            if torch.cuda.is_available():
+                found["pytorch, GPU"] = create_recognizer(paths["pytorch"], device="cuda")
+            face, steps = torch.rand(1, 3, size, size), {}
+            pipelines = {n: LivePipeline(r, detector).process for n, r in found.items()}
+            steps["model_ms"] = {n: partial(r.run, face) for n, r in found.items()}
+            steps["answer_ms"] = {n: partial(answer, r) for n, r in found.items()}
+            steps["frame_ms"] = {n: partial(each, process) for n, process in pipelines.items()}
+            steps["detector_ms"] = dict.fromkeys(found, partial(each, detector.detect))
+            table = pd.DataFrame({name: 1e3 * _in_turns(runs) for name, runs in steps.items()})
+            table[["frame_ms", "detector_ms"]] /= len(frames)
+            table["speed_up"] = table["model_ms"].iloc[0] / table["model_ms"]
+            tables[backbone, size] = table.assign(fps=1e3 / table["frame_ms"])
+    table = pd.concat(tables, names=["backbone", "pixels", "format"])
+    return table.assign(target=table.index.get_level_values("format").map(FPS))
 
 
-def _each(function, images):
-    for image in images:
-        function(image)
+def bench_live(sizes=(64, 224)):
+    """Milliseconds a frame of 640×480 with one face: detector, model, all, and what is on top."""
+    table = bench_infer(sizes, ["onnx"])[["detector_ms", "model_ms", "frame_ms"]]
+    both = table["detector_ms"] + table["model_ms"]
+    return table.assign(on_top_ms=table["frame_ms"] - both, ratio=table["frame_ms"] / both)
 
 
 def _untrained(folder, backbone, size):
@@ -207,7 +185,7 @@ def _seconds(function, rounds=5, warm_up=1):
     return float(np.median(times[warm_up:]))
 
 
-def _in_turns(functions, rounds=5, calls=5, warm_up=2):
+def _in_turns(functions, rounds=5, calls=3, warm_up=1):
     """Return median seconds of each; they take turns, because a shared machine is moody."""
     times = [{n: _seconds(f, calls, warm_up) for n, f in functions.items()} for _ in range(rounds)]
     return pd.DataFrame(times).median()
