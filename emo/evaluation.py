@@ -28,15 +28,8 @@ CLASS_PAIR = ["emotion", "pred_emotion"]
 ROUNDS = 1000  # bootstrap samples behind each interval
 BY = "skin_tone"  # whose groups are compared unless told; synthetic faces have it
 SHOWN, FEWEST = 12, 5  # at most: faces of a kind, or groups; at least: people in a group
-TITLES = {"accuracy": "accuracy", "macro_f1": "macro F1 (8 classes)"}
-TITLES |= {"accuracy_7": "accuracy without contempt", "macro_f1_7": "macro F1 without contempt"}
-TITLES |= {"calibration_error": "calibration error", "mean_ccc": "mean CCC"}
-TITLES |= {f"ccc_{name}": f"CCC {name}" for name in VA}
-VA_IN_WORDS = {  # from the least to the most that is known
-    "none": "not taught; the model shows none",
-    "derived": "derived from the class: class means, which nobody annotated",
-    "annotated": "taught from annotators' values",
-}
+TEMPLATES = Environment(autoescape=select_autoescape(), trim_blocks=True)
+TEMPLATES.loader = FileSystemLoader(Path(__file__).parent)
 
 
 def evaluate(
@@ -68,7 +61,7 @@ def evaluate(
     taught = read_manifest(Path(run) / "manifest.csv").query("split == 'train'") if run else None
     folder = Path(output_dir or run or Path(model).parent)
     predictions = predict_dataset(recognizer, part, split, by=by)
-    va = min(va_state(part.manifest), recognizer.va, key=list(VA_IN_WORDS).index)
+    va = min(va_state(part.manifest), recognizer.va, key=("none", "derived", "annotated").index)
     options = {"va": va, "temperature": recognizer.temperature, "by": by}
     numbers = compute_metrics(predictions, taught, **options)
     if against is not None:
@@ -177,42 +170,17 @@ def write_report(folder, predictions, numbers, config, part=None):
     `part`, the `FaceDataset` of the predictions, adds pictures of mistakes and disputed faces.
     """
     values = {"lines": headline(numbers), "numbers": numbers, "config": config}
-    values |= {"data": config.get("data", {}), "va": VA_IN_WORDS[config.get("va", "none")]}
     values["figures"] = _figures(_checked(predictions), numbers)
     values["faces"] = {} if part is None else _faces(predictions, part)
-    load = {"loader": FileSystemLoader(Path(__file__).parent), "autoescape": select_autoescape()}
-    templates = Environment(**load, trim_blocks=True)  # noqa: S701 - select_autoescape
     for template, name in (("model_card.md", "MODEL_CARD.md"), ("report.html", "report.html")):
         with atomic_path(folder / name) as temporary:
-            temporary.write_text(templates.get_template(template).render(values), "utf-8")
+            temporary.write_text(TEMPLATES.get_template(template).render(values), "utf-8")
 
 
 def headline(numbers):
     """Return the few lines that a person reads first, as text by name."""
-    emotion, baselines, lines = numbers["emotion"], numbers["baselines"], {}
-    lines["images"] = f"{numbers['n']} ({numbers['split']})"
-    for name, (low, high) in numbers["intervals"].items():
-        value = f"{numbers['scores'][name]:.3f} (95 % interval {low:.3f} to {high:.3f})"
-        lines[TITLES[name]] = value
-    sure, coverage = emotion["sure"], emotion["sure"]["coverage"]
-    if coverage < 1:
-        kept = f"{coverage:.1%} of the faces, accuracy {sure['accuracy'] or 0:.3f}"
-        lines[f"answered with confidence {sure['confidence']} or more"] = kept
-    if emotion["absent"]:
-        lines["without an image, so 0 in macro F1"] = ", ".join(emotion["absent"])
-    lines["always the commonest class"] = f"accuracy {baselines['majority_accuracy']:.3f}"
-    if lookup := baselines.get("lookup_predicted_class"):
-        lines["class means instead of the VA head"] = f"mean CCC {lookup['mean_ccc']:.3f}"
-    if numbers["mean_ccc"] is None:
-        why = "the model was not taught it, or nobody annotated these faces"
-        why = "derived from the class, nobody annotated it" if numbers["va"] == "derived" else why
-        lines["valence/arousal"] = f"not scored: {why}"
-    against = numbers.get("against", {})
-    for name in [name for name in TITLES if name in against]:
-        difference, (low, high) = against[name]["difference"], against[name]["interval"]
-        text = f"{difference:+.3f} (95 % interval {low:+.3f} to {high:+.3f})"
-        lines[f"{TITLES[name]} minus that of {against['run']}"] = text
-    return lines
+    text = TEMPLATES.get_template("words.md").module.headline(numbers)
+    return dict(line.rsplit(" | ", 1) for line in text.splitlines())  # a run may have a bar
 
 
 def _checked(predictions, where="the predictions table"):
