@@ -2,7 +2,6 @@
 
 import base64
 import io
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -14,13 +13,13 @@ from scipy.stats import entropy
 from tqdm.auto import tqdm
 
 from emo import metrics, plots
-from emo.dataset import FaceDataset, pack_images, split_manifest
 from emo.emotions import EMOTIONS, PROBABILITY_COLUMNS
 from emo.errors import EmoError
 from emo.files import atomic_path, read_json, write_json
+from emo.recipes import TrainConfig
 from emo.recognize import NOT_SURE, create_recognizer
 from emo.runs import load_data, read_config, read_manifest
-from emo.sources import VA, annotated_rows, read_dataset, va_state
+from emo.sources import VA, annotated_rows, va_state
 from emo.train import combined_score
 
 PREDICTED_VA = [f"pred_{name}" for name in VA]
@@ -46,11 +45,8 @@ def evaluate(
     if run is None and data_dir is None:
         raise EmoError("a bare model needs data to be evaluated on: --data-dir")
     recognizer = create_recognizer(model or Path(run) / "best_model.pth")
-    if data_dir is None:
-        dataset, _ = load_data(read_config(run), run)
-    else:
-        manifest, size = split_manifest(read_dataset(data_dir)), recognizer.preprocessor.image_size
-        dataset = FaceDataset(*pack_images(manifest, data_dir, size)[:2])
+    config = TrainConfig(data_dir=data_dir, image_size=recognizer.preprocessor.image_size)
+    dataset, _ = load_data(read_config(run), run) if data_dir is None else load_data(config)
     part = dataset.part(split)
     if by not in part.manifest and by != BY:
         columns = ", ".join(part.manifest.columns)
@@ -62,8 +58,7 @@ def evaluate(
     folder = Path(output_dir or run or Path(model).parent)
     predictions = predict_dataset(recognizer, part, split, by=by)
     va = min(va_state(part.manifest), recognizer.va, key=("none", "derived", "annotated").index)
-    options = {"va": va, "temperature": recognizer.temperature, "by": by}
-    numbers = compute_metrics(predictions, taught, **options)
+    numbers = compute_metrics(predictions, taught, va=va, temperature=recognizer.temperature, by=by)
     if against is not None:
         va = va if va == other_va else "none"
         numbers["against"] = {"run": str(against)} | compare(predictions, other, va=va)
@@ -252,8 +247,8 @@ def _groups(table, column, rounds):
         found = {}
         for name, chosen in rows.items():
             each = metrics.per_class(metrics.confusion(*pairs[name], weights[chosen]))
-            shown = each["support"] > 0  # a group that was not drawn has no recall
-            found[name] = each["recall"][shown].mean() if shown.any() else np.nan
+            classes = np.count_nonzero(each["support"]) or np.nan  # NaN: nobody of it was drawn
+            found[name] = each["recall"].sum() / classes
         return found
 
     def with_gap(weights):
@@ -283,41 +278,39 @@ def _baselines(table, known, train_manifest):
         "lookup_true_class": means[known["emotion"]],
     }
     for name, guess in guesses.items():
-        scores = [metrics.regression(known[n], guess[:, i]) for i, n in enumerate(VA)]
-        rmse = {n: s["rmse"] for n, s in zip(VA, scores, strict=True)}
-        result[name] = {"mean_ccc": (scores[0]["ccc"] + scores[1]["ccc"]) / 2, "rmse": rmse}
+        scores = {n: metrics.regression(known[n], guess[:, i]) for i, n in enumerate(VA)}
+        scores = pd.DataFrame(scores).T
+        result[name] = {"mean_ccc": scores["ccc"].mean(), "rmse": scores["rmse"].to_dict()}
     return result
 
 
 def _figures(table, numbers):
-    """Yield (title, PNG as data URI); drawn without pyplot, so that threads may call it."""
-    probabilities, emotion = table[list(PROBABILITY_COLUMNS)].to_numpy(float), table["emotion"]
-    confidence, hit = probabilities.max(axis=1), (emotion == table["pred_emotion"]).to_numpy()
-    bins = metrics.reliability(confidence, hit)
-    drawings = {
-        "Confusion matrix": partial(plots.plot_confusion, numbers["emotion"]["confusion"]),
-        "Precision and recall of each class": partial(
-            plots.plot_precision_recall, probabilities, emotion
-        ),
-        "Reliability: is 80 % sure right 8 times in 10?": partial(plots.plot_reliability, *bins),
-        "Fewer answers, better answers": partial(
-            plots.plot_coverage, confidence, hit, threshold=NOT_SURE
-        ),
-    }
-    known = table.dropna(subset=[*VA, *PREDICTED_VA]) if numbers["valence"] else table.iloc[:0]
+    """Yield (title, PNG as data URI) of each figure."""
+    probabilities = table[list(PROBABILITY_COLUMNS)].to_numpy(float)
+    answers = probabilities.max(axis=1), (table["emotion"] == table["pred_emotion"]).to_numpy()
+    bins, ranked = metrics.reliability(*answers), (probabilities, table["emotion"])
+    yield "Confusion matrix", _drawn(plots.plot_confusion, numbers["emotion"]["confusion"])
+    yield "Precision and recall of each class", _drawn(plots.plot_precision_recall, *ranked)
+    yield "Reliability: is 80 % sure right 8 times in 10?", _drawn(plots.plot_reliability, *bins)
+    yield "Fewer answers, better answers", _drawn(plots.plot_coverage, *answers, threshold=NOT_SURE)
+    if not numbers["valence"]:
+        return
+    known = table.dropna(subset=[*VA, *PREDICTED_VA])
     known = known.sample(min(len(known), 20_000), random_state=0)  # more make one blot
-    for name in VA if len(known) else ():
-        draw = partial(plots.plot_va_scatter, known[name], known[f"pred_{name}"], name=name)
-        drawings[f"Predicted against annotated {name}"] = partial(draw, ccc=numbers[name]["ccc"])
-    if len(known):
-        pair = known[list(VA)].to_numpy(), known[PREDICTED_VA].to_numpy()
-        drawings["Where predictions are drawn to"] = partial(plots.plot_va_residuals, *pair)
-    for title, draw in drawings.items():
-        figure = Figure(figsize=(6, 5), layout="constrained")
-        draw(ax=figure.subplots())
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110)
-        yield title, _data_uri(buffer.getvalue())
+    for name in VA:
+        options = {"name": name, "ccc": numbers[name]["ccc"]}
+        picture = _drawn(plots.plot_va_scatter, known[name], known[f"pred_{name}"], **options)
+        yield f"Predicted against annotated {name}", picture
+    pair = known[list(VA)].to_numpy(), known[PREDICTED_VA].to_numpy()
+    yield "Where predictions are drawn to", _drawn(plots.plot_va_residuals, *pair)
+
+
+def _drawn(plot, *data, **options):
+    """Return a figure as data URI; drawn without pyplot, so that threads may call it."""
+    figure, buffer = Figure(figsize=(6, 5), layout="constrained"), io.BytesIO()
+    plot(*data, ax=figure.subplots(), **options)
+    figure.savefig(buffer, format="png", dpi=110)
+    return _data_uri(buffer.getvalue())
 
 
 def _faces(predictions, part):
@@ -332,9 +325,9 @@ def _faces(predictions, part):
         rows["The most disputed faces: annotators do not agree"] = np.argsort(-doubt)
 
     def caption(row):
-        most = [i for i in np.argsort(-votes[row], kind="stable")[:2] if votes[row, i]]
-        shares = [f" {votes[row, i]:.0%}" if votes[row, i] < 1 else "" for i in most]
-        said = ", ".join(EMOTIONS[i] + s for i, s in zip(most, shares, strict=True)) or "nothing"
+        most = pd.Series(votes[row], EMOTIONS).nlargest(2)
+        said = [f"{n} {share:.0%}" if share < 1 else n for n, share in most.items() if share]
+        said = ", ".join(said) or "nothing"
         return f"labelled {said}; answered {EMOTIONS[answer[row]]} {confidence[row]:.0%}"
 
     found = {}
