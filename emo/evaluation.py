@@ -166,7 +166,7 @@ def write_report(folder, predictions, numbers, config, part=None):
     """
     values = {"lines": headline(numbers), "numbers": numbers, "config": config}
     values["figures"] = _figures(_checked(predictions), numbers)
-    values["faces"] = {} if part is None else _faces(predictions, part)
+    values["faces"] = () if part is None else _faces(predictions, part)
     for template, name in (("model_card.md", "MODEL_CARD.md"), ("report.html", "report.html")):
         with atomic_path(folder / name) as temporary:
             temporary.write_text(TEMPLATES.get_template(template).render(values), "utf-8")
@@ -314,7 +314,7 @@ def _drawn(plot, *data, **options):
 
 
 def _faces(predictions, part):
-    """Return {title: [(PNG as data URI, caption)]} of the faces that are worth a look."""
+    """Yield (title, [(PNG as data URI, caption)]) of the faces that are worth a look."""
     confidence = predictions[list(PROBABILITY_COLUMNS)].to_numpy(float).max(axis=1)
     emotion, answer = predictions[CLASS_PAIR].to_numpy().T
     votes = np.eye(9, 8)[emotion] if part.votes is None else part.votes.nan_to_num().numpy()
@@ -330,11 +330,9 @@ def _faces(predictions, part):
         said = ", ".join(said) or "nothing"
         return f"labelled {said}; answered {EMOTIONS[answer[row]]} {confidence[row]:.0%}"
 
-    found = {}
     for title, order in rows.items():
         faces = zip(part.images[order[:SHOWN]][..., ::-1], order, strict=False)  # RGB → BGR
-        found[title] = [(_data_uri(cv2.imencode(".png", f)[1]), caption(i)) for f, i in faces]
-    return found
+        yield title, [(_data_uri(cv2.imencode(".png", f)[1]), caption(i)) for f, i in faces]
 
 
 def _data_uri(png):
