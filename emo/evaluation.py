@@ -285,7 +285,7 @@ def _baselines(table, known, train_manifest):
 
 
 def _figures(table, numbers):
-    """Yield (title, PNG as data URI) of each figure."""
+    """Yield (title, PNG in base64) of each figure."""
     probabilities = table[list(PROBABILITY_COLUMNS)].to_numpy(float)
     answers = probabilities.max(axis=1), (table["emotion"] == table["pred_emotion"]).to_numpy()
     bins, ranked = metrics.reliability(*answers), (probabilities, table["emotion"])
@@ -306,15 +306,15 @@ def _figures(table, numbers):
 
 
 def _drawn(plot, *data, **options):
-    """Return a figure as data URI; drawn without pyplot, so that threads may call it."""
+    """Return a figure as PNG in base64; drawn without pyplot, so that threads may call it."""
     figure, buffer = Figure(figsize=(6, 5), layout="constrained"), io.BytesIO()
     plot(*data, ax=figure.subplots(), **options)
     figure.savefig(buffer, format="png", dpi=110)
-    return _data_uri(buffer.getvalue())
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _faces(predictions, part):
-    """Yield (title, [(PNG as data URI, caption)]) of the faces that are worth a look."""
+    """Yield (title, [(PNG in base64, shares of the labels, answer, confidence)]) of faces."""
     confidence = predictions[list(PROBABILITY_COLUMNS)].to_numpy(float).max(axis=1)
     emotion, answer = predictions[CLASS_PAIR].to_numpy().T
     votes = np.eye(9, 8)[emotion] if part.votes is None else part.votes.nan_to_num().numpy()
@@ -323,17 +323,11 @@ def _faces(predictions, part):
     if part.votes is not None:
         doubt = np.nan_to_num(entropy(votes, axis=1))
         rows["The most disputed faces: annotators do not agree"] = np.argsort(-doubt)
-
-    def caption(row):
-        most = pd.Series(votes[row], EMOTIONS).nlargest(2)
-        said = [f"{n} {share:.0%}" if share < 1 else n for n, share in most.items() if share]
-        said = ", ".join(said) or "nothing"
-        return f"labelled {said}; answered {EMOTIONS[answer[row]]} {confidence[row]:.0%}"
-
     for title, order in rows.items():
-        faces = zip(part.images[order[:SHOWN]][..., ::-1], order, strict=False)  # RGB → BGR
-        yield title, [(_data_uri(cv2.imencode(".png", f)[1]), caption(i)) for f, i in faces]
-
-
-def _data_uri(png):
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+        shown = []
+        for row, face in zip(order, part.images[order[:SHOWN]], strict=False):
+            png = cv2.imencode(".png", face[..., ::-1])[1]  # RGB → BGR
+            labels = pd.Series(votes[row], EMOTIONS).nlargest(2).to_dict()
+            picture = base64.b64encode(png).decode()
+            shown.append((picture, labels, EMOTIONS[answer[row]], confidence[row]))
+        yield title, shown
