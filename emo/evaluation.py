@@ -45,8 +45,8 @@ def evaluate(
     if run is None and data_dir is None:
         raise EmoError("a bare model needs data to be evaluated on: --data-dir")
     recognizer = create_recognizer(model or Path(run) / "best_model.pth")
-    config = TrainConfig(data_dir=data_dir, image_size=recognizer.preprocessor.image_size)
-    dataset, _ = load_data(read_config(run), run) if data_dir is None else load_data(config)
+    elsewhere = TrainConfig(data_dir=data_dir, image_size=recognizer.preprocessor.image_size)
+    dataset, _ = load_data(read_config(run), run) if data_dir is None else load_data(elsewhere)
     part = dataset.part(split)
     if by not in part.manifest and by != BY:
         columns = ", ".join(part.manifest.columns)
@@ -79,8 +79,7 @@ def predict_dataset(recognizer, part, split="test", batch_size=64, by=None):
         faces = list(part.images[some][..., ::-1])  # RGB → BGR
         outputs.append(recognizer.run(recognizer.preprocessor.preprocess_batch(faces)))
     logits, va = map(np.concatenate, zip(*outputs, strict=True))
-    table = part.manifest[["image_path", "emotion", *VA]].copy()
-    table.insert(1, "split", split)
+    table = part.manifest.assign(split=split)[["image_path", "split", "emotion", *VA]].copy()
     table.loc[~annotated_rows(part.manifest), list(VA)] = np.nan
     table["pred_emotion"] = logits.argmax(axis=1)
     table[PREDICTED_VA] = np.nan if recognizer.va == "none" else va
@@ -271,15 +270,14 @@ def _baselines(table, known, train_manifest):
     if train_manifest is None or known.empty or annotated.empty:
         return result
     overall, means = annotated[list(VA)].mean(), annotated.groupby("emotion")[list(VA)].mean()
-    means = means.reindex(range(len(EMOTIONS))).fillna(overall).to_numpy()
+    means = means.reindex(range(len(EMOTIONS))).fillna(overall)
     guesses = {
-        "constant_mean": np.tile(overall, (len(known), 1)),
-        "lookup_predicted_class": means[known["pred_emotion"]],
-        "lookup_true_class": means[known["emotion"]],
+        "constant_mean": known.assign(**overall),
+        "lookup_predicted_class": means.loc[known["pred_emotion"]],
+        "lookup_true_class": means.loc[known["emotion"]],
     }
     for name, guess in guesses.items():
-        scores = {n: metrics.regression(known[n], guess[:, i]) for i, n in enumerate(VA)}
-        scores = pd.DataFrame(scores).T
+        scores = pd.DataFrame({n: metrics.regression(known[n], guess[n]) for n in VA}).T
         result[name] = {"mean_ccc": scores["ccc"].mean(), "rmse": scores["rmse"].to_dict()}
     return result
 
