@@ -23,7 +23,6 @@ from emo.window import film_writer
 
 HISTORY = 20_000  # rows kept: twenty minutes of one face at 15 results a second
 FILM = {"seconds": 12, "fps": 15, "size": (360, 480), "seed": 0}  # the simulated camera
-RETIRED = "A newer EmotionCamera is running; run this cell again to use this one."
 
 
 class EmotionCamera(anywidget.AnyWidget):
@@ -91,7 +90,7 @@ class EmotionCamera(anywidget.AnyWidget):
 
     def retire(self):
         """Stop for good and release the detector; `history` stays."""
-        self.retired = RETIRED
+        self.retired = "A newer EmotionCamera is running; run this cell again to use this one."
         with self._busy:
             if self._model is not None and self._pipeline is not None:  # it is our own
                 self._pipeline.detector.close()

@@ -2,7 +2,6 @@
 
 import base64
 import io
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -14,13 +13,13 @@ from scipy.stats import entropy
 from tqdm.auto import tqdm
 
 from emo import metrics, plots
-from emo.dataset import FaceDataset, pack_images, split_manifest
 from emo.emotions import EMOTIONS, PROBABILITY_COLUMNS
 from emo.errors import EmoError
 from emo.files import atomic_path, read_json, write_json
+from emo.recipes import TrainConfig
 from emo.recognize import NOT_SURE, create_recognizer
 from emo.runs import load_data, read_config, read_manifest
-from emo.sources import VA, annotated_rows, read_dataset, va_state
+from emo.sources import VA, annotated_rows, va_state
 from emo.train import combined_score
 
 PREDICTED_VA = [f"pred_{name}" for name in VA]
@@ -28,15 +27,8 @@ CLASS_PAIR = ["emotion", "pred_emotion"]
 ROUNDS = 1000  # bootstrap samples behind each interval
 BY = "skin_tone"  # whose groups are compared unless told; synthetic faces have it
 SHOWN, FEWEST = 12, 5  # at most: faces of a kind, or groups; at least: people in a group
-TITLES = {"accuracy": "accuracy", "macro_f1": "macro F1 (8 classes)"}
-TITLES |= {"accuracy_7": "accuracy without contempt", "macro_f1_7": "macro F1 without contempt"}
-TITLES |= {"calibration_error": "calibration error", "mean_ccc": "mean CCC"}
-TITLES |= {f"ccc_{name}": f"CCC {name}" for name in VA}
-VA_IN_WORDS = {  # from the least to the most that is known
-    "none": "not taught; the model shows none",
-    "derived": "derived from the class: class means, which nobody annotated",
-    "annotated": "taught from annotators' values",
-}
+TEMPLATES = Environment(autoescape=select_autoescape(), trim_blocks=True)
+TEMPLATES.loader = FileSystemLoader(Path(__file__).parent)
 
 
 def evaluate(
@@ -53,11 +45,8 @@ def evaluate(
     if run is None and data_dir is None:
         raise EmoError("a bare model needs data to be evaluated on: --data-dir")
     recognizer = create_recognizer(model or Path(run) / "best_model.pth")
-    if data_dir is None:
-        dataset, _ = load_data(read_config(run), run)
-    else:
-        manifest, size = split_manifest(read_dataset(data_dir)), recognizer.preprocessor.image_size
-        dataset = FaceDataset(*pack_images(manifest, data_dir, size)[:2])
+    elsewhere = TrainConfig(data_dir=data_dir, image_size=recognizer.preprocessor.image_size)
+    dataset, _ = load_data(read_config(run), run) if data_dir is None else load_data(elsewhere)
     part = dataset.part(split)
     if by not in part.manifest and by != BY:
         columns = ", ".join(part.manifest.columns)
@@ -68,9 +57,8 @@ def evaluate(
     taught = read_manifest(Path(run) / "manifest.csv").query("split == 'train'") if run else None
     folder = Path(output_dir or run or Path(model).parent)
     predictions = predict_dataset(recognizer, part, split, by=by)
-    va = min(va_state(part.manifest), recognizer.va, key=list(VA_IN_WORDS).index)
-    options = {"va": va, "temperature": recognizer.temperature, "by": by}
-    numbers = compute_metrics(predictions, taught, **options)
+    va = min(va_state(part.manifest), recognizer.va, key=("none", "derived", "annotated").index)
+    numbers = compute_metrics(predictions, taught, va=va, temperature=recognizer.temperature, by=by)
     if against is not None:
         va = va if va == other_va else "none"
         numbers["against"] = {"run": str(against)} | compare(predictions, other, va=va)
@@ -91,8 +79,7 @@ def predict_dataset(recognizer, part, split="test", batch_size=64, by=None):
         faces = list(part.images[some][..., ::-1])  # RGB → BGR
         outputs.append(recognizer.run(recognizer.preprocessor.preprocess_batch(faces)))
     logits, va = map(np.concatenate, zip(*outputs, strict=True))
-    table = part.manifest[["image_path", "emotion", *VA]].copy()
-    table.insert(1, "split", split)
+    table = part.manifest.assign(split=split)[["image_path", "split", "emotion", *VA]].copy()
     table.loc[~annotated_rows(part.manifest), list(VA)] = np.nan
     table["pred_emotion"] = logits.argmax(axis=1)
     table[PREDICTED_VA] = np.nan if recognizer.va == "none" else va
@@ -177,42 +164,17 @@ def write_report(folder, predictions, numbers, config, part=None):
     `part`, the `FaceDataset` of the predictions, adds pictures of mistakes and disputed faces.
     """
     values = {"lines": headline(numbers), "numbers": numbers, "config": config}
-    values |= {"data": config.get("data", {}), "va": VA_IN_WORDS[config.get("va", "none")]}
     values["figures"] = _figures(_checked(predictions), numbers)
-    values["faces"] = {} if part is None else _faces(predictions, part)
-    load = {"loader": FileSystemLoader(Path(__file__).parent), "autoescape": select_autoescape()}
-    templates = Environment(**load, trim_blocks=True)  # noqa: S701 - select_autoescape
+    values["faces"] = () if part is None else _faces(predictions, part)
     for template, name in (("model_card.md", "MODEL_CARD.md"), ("report.html", "report.html")):
         with atomic_path(folder / name) as temporary:
-            temporary.write_text(templates.get_template(template).render(values), "utf-8")
+            temporary.write_text(TEMPLATES.get_template(template).render(values), "utf-8")
 
 
 def headline(numbers):
     """Return the few lines that a person reads first, as text by name."""
-    emotion, baselines, lines = numbers["emotion"], numbers["baselines"], {}
-    lines["images"] = f"{numbers['n']} ({numbers['split']})"
-    for name, (low, high) in numbers["intervals"].items():
-        value = f"{numbers['scores'][name]:.3f} (95 % interval {low:.3f} to {high:.3f})"
-        lines[TITLES[name]] = value
-    sure, coverage = emotion["sure"], emotion["sure"]["coverage"]
-    if coverage < 1:
-        kept = f"{coverage:.1%} of the faces, accuracy {sure['accuracy'] or 0:.3f}"
-        lines[f"answered with confidence {sure['confidence']} or more"] = kept
-    if emotion["absent"]:
-        lines["without an image, so 0 in macro F1"] = ", ".join(emotion["absent"])
-    lines["always the commonest class"] = f"accuracy {baselines['majority_accuracy']:.3f}"
-    if lookup := baselines.get("lookup_predicted_class"):
-        lines["class means instead of the VA head"] = f"mean CCC {lookup['mean_ccc']:.3f}"
-    if numbers["mean_ccc"] is None:
-        why = "the model was not taught it, or nobody annotated these faces"
-        why = "derived from the class, nobody annotated it" if numbers["va"] == "derived" else why
-        lines["valence/arousal"] = f"not scored: {why}"
-    against = numbers.get("against", {})
-    for name in [name for name in TITLES if name in against]:
-        difference, (low, high) = against[name]["difference"], against[name]["interval"]
-        text = f"{difference:+.3f} (95 % interval {low:+.3f} to {high:+.3f})"
-        lines[f"{TITLES[name]} minus that of {against['run']}"] = text
-    return lines
+    text = TEMPLATES.get_template("words.md").module.headline(numbers)
+    return dict(line.rsplit(" | ", 1) for line in text.splitlines())  # a run may have a bar
 
 
 def _checked(predictions, where="the predictions table"):
@@ -284,8 +246,8 @@ def _groups(table, column, rounds):
         found = {}
         for name, chosen in rows.items():
             each = metrics.per_class(metrics.confusion(*pairs[name], weights[chosen]))
-            shown = each["support"] > 0  # a group that was not drawn has no recall
-            found[name] = each["recall"][shown].mean() if shown.any() else np.nan
+            classes = np.count_nonzero(each["support"]) or np.nan  # NaN: nobody of it was drawn
+            found[name] = each["recall"].sum() / classes
         return found
 
     def with_gap(weights):
@@ -308,52 +270,49 @@ def _baselines(table, known, train_manifest):
     if train_manifest is None or known.empty or annotated.empty:
         return result
     overall, means = annotated[list(VA)].mean(), annotated.groupby("emotion")[list(VA)].mean()
-    means = means.reindex(range(len(EMOTIONS))).fillna(overall).to_numpy()
+    means = means.reindex(range(len(EMOTIONS))).fillna(overall)
     guesses = {
-        "constant_mean": np.tile(overall, (len(known), 1)),
-        "lookup_predicted_class": means[known["pred_emotion"]],
-        "lookup_true_class": means[known["emotion"]],
+        "constant_mean": known.assign(**overall),
+        "lookup_predicted_class": means.loc[known["pred_emotion"]],
+        "lookup_true_class": means.loc[known["emotion"]],
     }
     for name, guess in guesses.items():
-        scores = [metrics.regression(known[n], guess[:, i]) for i, n in enumerate(VA)]
-        rmse = {n: s["rmse"] for n, s in zip(VA, scores, strict=True)}
-        result[name] = {"mean_ccc": (scores[0]["ccc"] + scores[1]["ccc"]) / 2, "rmse": rmse}
+        scores = pd.DataFrame({n: metrics.regression(known[n], guess[n]) for n in VA}).T
+        result[name] = {"mean_ccc": scores["ccc"].mean(), "rmse": scores["rmse"].to_dict()}
     return result
 
 
 def _figures(table, numbers):
-    """Yield (title, PNG as data URI); drawn without pyplot, so that threads may call it."""
-    probabilities, emotion = table[list(PROBABILITY_COLUMNS)].to_numpy(float), table["emotion"]
-    confidence, hit = probabilities.max(axis=1), (emotion == table["pred_emotion"]).to_numpy()
-    bins = metrics.reliability(confidence, hit)
-    drawings = {
-        "Confusion matrix": partial(plots.plot_confusion, numbers["emotion"]["confusion"]),
-        "Precision and recall of each class": partial(
-            plots.plot_precision_recall, probabilities, emotion
-        ),
-        "Reliability: is 80 % sure right 8 times in 10?": partial(plots.plot_reliability, *bins),
-        "Fewer answers, better answers": partial(
-            plots.plot_coverage, confidence, hit, threshold=NOT_SURE
-        ),
-    }
-    known = table.dropna(subset=[*VA, *PREDICTED_VA]) if numbers["valence"] else table.iloc[:0]
+    """Yield (title, PNG in base64) of each figure."""
+    probabilities = table[list(PROBABILITY_COLUMNS)].to_numpy(float)
+    answers = probabilities.max(axis=1), (table["emotion"] == table["pred_emotion"]).to_numpy()
+    bins, ranked = metrics.reliability(*answers), (probabilities, table["emotion"])
+    yield "Confusion matrix", _drawn(plots.plot_confusion, numbers["emotion"]["confusion"])
+    yield "Precision and recall of each class", _drawn(plots.plot_precision_recall, *ranked)
+    yield "Reliability: is 80 % sure right 8 times in 10?", _drawn(plots.plot_reliability, *bins)
+    yield "Fewer answers, better answers", _drawn(plots.plot_coverage, *answers, threshold=NOT_SURE)
+    if not numbers["valence"]:
+        return
+    known = table.dropna(subset=[*VA, *PREDICTED_VA])
     known = known.sample(min(len(known), 20_000), random_state=0)  # more make one blot
-    for name in VA if len(known) else ():
-        draw = partial(plots.plot_va_scatter, known[name], known[f"pred_{name}"], name=name)
-        drawings[f"Predicted against annotated {name}"] = partial(draw, ccc=numbers[name]["ccc"])
-    if len(known):
-        pair = known[list(VA)].to_numpy(), known[PREDICTED_VA].to_numpy()
-        drawings["Where predictions are drawn to"] = partial(plots.plot_va_residuals, *pair)
-    for title, draw in drawings.items():
-        figure = Figure(figsize=(6, 5), layout="constrained")
-        draw(ax=figure.subplots())
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110)
-        yield title, _data_uri(buffer.getvalue())
+    for name in VA:
+        options = {"name": name, "ccc": numbers[name]["ccc"]}
+        picture = _drawn(plots.plot_va_scatter, known[name], known[f"pred_{name}"], **options)
+        yield f"Predicted against annotated {name}", picture
+    pair = known[list(VA)].to_numpy(), known[PREDICTED_VA].to_numpy()
+    yield "Where predictions are drawn to", _drawn(plots.plot_va_residuals, *pair)
+
+
+def _drawn(plot, *data, **options):
+    """Return a figure as PNG in base64; drawn without pyplot, so that threads may call it."""
+    figure, buffer = Figure(figsize=(6, 5), layout="constrained"), io.BytesIO()
+    plot(*data, ax=figure.subplots(), **options)
+    figure.savefig(buffer, format="png", dpi=110)
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _faces(predictions, part):
-    """Return {title: [(PNG as data URI, caption)]} of the faces that are worth a look."""
+    """Yield (title, [(PNG in base64, shares of the labels, answer, confidence)]) of faces."""
     confidence = predictions[list(PROBABILITY_COLUMNS)].to_numpy(float).max(axis=1)
     emotion, answer = predictions[CLASS_PAIR].to_numpy().T
     votes = np.eye(9, 8)[emotion] if part.votes is None else part.votes.nan_to_num().numpy()
@@ -362,19 +321,11 @@ def _faces(predictions, part):
     if part.votes is not None:
         doubt = np.nan_to_num(entropy(votes, axis=1))
         rows["The most disputed faces: annotators do not agree"] = np.argsort(-doubt)
-
-    def caption(row):
-        most = [i for i in np.argsort(-votes[row], kind="stable")[:2] if votes[row, i]]
-        shares = [f" {votes[row, i]:.0%}" if votes[row, i] < 1 else "" for i in most]
-        said = ", ".join(EMOTIONS[i] + s for i, s in zip(most, shares, strict=True)) or "nothing"
-        return f"labelled {said}; answered {EMOTIONS[answer[row]]} {confidence[row]:.0%}"
-
-    found = {}
     for title, order in rows.items():
-        faces = zip(part.images[order[:SHOWN]][..., ::-1], order, strict=False)  # RGB → BGR
-        found[title] = [(_data_uri(cv2.imencode(".png", f)[1]), caption(i)) for f, i in faces]
-    return found
-
-
-def _data_uri(png):
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+        shown = []
+        for row, face in zip(order, part.images[order[:SHOWN]], strict=False):
+            png = cv2.imencode(".png", face[..., ::-1])[1]  # RGB → BGR
+            labels = pd.Series(votes[row], EMOTIONS).nlargest(2).to_dict()
+            picture = base64.b64encode(png).decode()
+            shown.append((picture, labels, EMOTIONS[answer[row]], confidence[row]))
+        yield title, shown

@@ -53,10 +53,9 @@ def ccc_loss(va, target):
     error, known = _masked(va, target)
     count = known.sum(dim=0).clamp(min=1)
     truth = torch.where(known, target, 0.0).float()
-    spread = 0.0
-    for values in (truth, truth + error):  # (B, 2), 0 where unknown
-        centred = (values - values.sum(dim=0) / count) * known
-        spread = spread + centred.square().sum(dim=0) / count
+    both = torch.stack([truth, truth + error])  # (2, B, 2), 0 where unknown
+    centred = (both - both.sum(dim=1, keepdim=True) / count) * known
+    spread = centred.square().sum(dim=(0, 1)) / count
     # CCC = 2 cov / (var + var + (difference of means)²) = 1 − mean squared error / denominator
     distance = spread + (error.sum(dim=0) / count).square()
     share = error.square().sum(dim=0) / count / distance.clamp(min=1e-6)

@@ -108,10 +108,9 @@ def bootstrap(statistic, rows, groups=None, rounds=1000, seed=0):
     or an array of K floats for K intervals.
     """
     generator = np.random.default_rng(seed)
-    group = slice(None) if groups is None else np.unique(groups, return_inverse=True)[1]
-    count = rows if groups is None else group.max() + 1
-    draws = (generator.integers(0, count, count) for _ in range(rounds))
-    values = [statistic(np.bincount(drawn, minlength=count)[group]) for drawn in draws]
+    names, group = np.unique(range(rows) if groups is None else groups, return_inverse=True)
+    draws = (generator.integers(0, len(names), len(names)) for _ in range(rounds))
+    values = [statistic(np.bincount(drawn, minlength=len(names))[group]) for drawn in draws]
     return np.nanquantile(values, [0.025, 0.975], axis=0).T.tolist()
 
 

@@ -2,6 +2,7 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from sklearn.metrics import precision_recall_curve
 
 from emo.emotions import CLASS_MEAN_VA, COLOURS, EMOTIONS
@@ -125,12 +126,8 @@ def plot_va_residuals(target, predicted, ax=None, cells=8):
     ax = plot_va_plane(ax, class_means=False)
     target, predicted = np.asarray(target, float), np.asarray(predicted, float)
     column, row = np.clip((target.T + 1) / 2 * cells, 0, cells - 1).astype(int)
-    cell = row * cells + column
-    count = np.maximum(np.bincount(cell), 1)
-    used = np.bincount(cell) >= 3  # a mean of fewer says little
-    places = [
-        np.bincount(cell, v)[used] / count[used] for v in (*target.T, *(predicted - target).T)
-    ]
+    groups = pd.DataFrame(np.hstack([target, predicted - target])).groupby([row, column])
+    means = groups.mean()[groups.size() >= 3]  # a mean of fewer says little
     style = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.006}
-    ax.quiver(*places, color="#D55E00", **style)
+    ax.quiver(*means.to_numpy().T, color="#D55E00", **style)
     return ax

@@ -70,8 +70,7 @@ def make_optimizer(model, config, steps):
     options["fused"] = next(model.parameters()).device.type in ("cpu", "cuda")  # one pass: faster
     optimizer = recipe.optimizer(model.parameters(), **options)
     if not recipe.planned:
-        plateau = {"factor": PLATEAU_FACTOR, "patience": PLATEAU_PATIENCE}
-        plateau = lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", **plateau)
+        plateau = lr_scheduler.ReduceLROnPlateau(optimizer, "max", PLATEAU_FACTOR, PLATEAU_PATIENCE)
         every_step = lr_scheduler.LinearLR(optimizer, 0.01, total_iters=warm)
         return optimizer, {"every_step": every_step, "every_epoch": plateau}
 

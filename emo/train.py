@@ -78,9 +78,8 @@ def make_accelerator(**options):
         precision = "bf16" if modern else "fp16"
     elif flags.is_file() and "avx512_bf16" in flags.read_text(errors="replace"):
         precision = "bf16"
-    loading = {"split_batches": True, "use_seedable_sampler": True, "non_blocking": True}
-    loading = DataLoaderConfiguration(**loading)
-    options = {"mixed_precision": precision, "dataloader_config": loading} | options
+    data = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, non_blocking=True)
+    options = {"mixed_precision": precision, "dataloader_config": data} | options
     return Accelerator(**options)
 
 
@@ -128,8 +127,7 @@ class Training:
             self.network = load_model(config.weights)
             self.network.config = {n: self.network.config[n] for n in ("backbone", "classes")}
         else:
-            pretrained = config.pretrained and not state
-            self.network = create_model(config.backbone, pretrained=pretrained)
+            self.network = create_model(config.backbone, pretrained=config.pretrained and not state)
         self.network.to(accelerator.device, memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.network).eval()
         both = ([*m.parameters(), *m.buffers()] for m in (self.average, self.network))
