@@ -19,15 +19,9 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 from tqdm.auto import tqdm
 
-from emo import dataset, synth
-from emo.export import export_to_int8, export_to_onnx, export_to_torchscript
-from emo.faces import MediaPipeFaceDetector
+from emo import dataset, export, faces, live, model, recognize, synth, train
 from emo.files import atomic_path
-from emo.live import LivePipeline
-from emo.model import create_model, save_weights
-from emo.recognize import EmotionPreprocessor, create_recognizer
 from emo.sources import read_dataset
-from emo.train import make_accelerator, train_step
 
 BACKBONES, FRAMES = ("resnet18", "mobilenet_v2"), 15
 FPS = {"pytorch": "≥ 15", "onnx": "≥ 25", "int8": "≥ 25", "pytorch, GPU": "≥ 60"}
@@ -82,13 +76,13 @@ def write_large(root, rows):
 
 def bench_train(sizes=(96, 224), batch_size=64, steps=8):
     """Training steps fed by a pack, by one resident batch, and by files through Pillow."""
-    accelerator, table = make_accelerator(), {}
+    accelerator, table = train.make_accelerator(), {}
     bounds = ("≤ 1.10", "≥ 3") if accelerator.device.type == "cuda" else ("≤ 1.05", "")
-    model = create_model(pretrained=False).to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    network = model.create_model(pretrained=False).to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.Adam(network.parameters(), fused=True)
+    network, optimizer = accelerator.prepare(network, optimizer)
 
-    def train(batches):
+    def take_steps(batches):
         for batch in batches:
             pair = (batch["image"], batch["emotion"]) if isinstance(batch, dict) else batch
             image, emotion = (t.to(accelerator.device, non_blocking=True) for t in pair)
@@ -96,7 +90,7 @@ def bench_train(sizes=(96, 224), batch_size=64, steps=8):
                 image = dataset.augment(dataset.normalise(image))
             image = image.contiguous(memory_format=torch.channels_last)
             batch = {"image": image, "emotion": emotion, "va": image.new_zeros(len(image), 2)}
-            loss = train_step(model, optimizer, batch, accelerator=accelerator)
+            loss = train.train_step(network, optimizer, batch, accelerator=accelerator)
         return loss.total.item()  # waits for the GPU
 
     with tempfile.TemporaryDirectory() as folder:
@@ -104,7 +98,7 @@ def bench_train(sizes=(96, 224), batch_size=64, steps=8):
             sources = _sources(
                 Path(folder) / str(size), size, batch_size, steps, accelerator.device
             )
-            runs = {name: partial(train, batches) for name, batches in sources.items()}
+            runs = {name: partial(take_steps, batches) for name, batches in sources.items()}
             seconds = _in_turns(runs, 4, calls=1, warm_up=0)
             for name, value in (steps * batch_size / seconds).items():
                 table[f"{size} px, {name}: images/s"] = value, ""
@@ -139,15 +133,15 @@ def bench_infer(sizes=(64, 224), formats=("pytorch", "torchscript", "onnx", "int
     def answer(recognizer):
         return recognizer.predict(recognizer.preprocessor.preprocess_cv2(crop))
 
-    with tempfile.TemporaryDirectory() as folder, MediaPipeFaceDetector() as detector:
+    with tempfile.TemporaryDirectory() as folder, faces.MediaPipeFaceDetector() as detector:
         crop = detector.crop_face(frames[0], detector.detect_single_face(frames[0])[0])
         for backbone, size in tqdm(list(product(BACKBONES, sizes)), "Measuring"):
             paths = _untrained(Path(folder, f"{backbone}{size}"), backbone, size)
-            found = {name: create_recognizer(paths[name]) for name in formats}
+            found = {name: recognize.create_recognizer(paths[name]) for name in formats}
             if torch.cuda.is_available():
-                found["pytorch, GPU"] = create_recognizer(paths["pytorch"], device="cuda")
+                found["pytorch, GPU"] = recognize.create_recognizer(paths["pytorch"], device="cuda")
             face, steps = torch.rand(1, 3, size, size), {}
-            pipelines = {n: LivePipeline(r, detector).process for n, r in found.items()}
+            pipelines = {n: live.LivePipeline(r, detector).process for n, r in found.items()}
             steps["model_ms"] = {n: partial(r.run, face) for n, r in found.items()}
             steps["answer_ms"] = {n: partial(answer, r) for n, r in found.items()}
             steps["frame_ms"] = {n: partial(each, process) for n, process in pipelines.items()}
@@ -169,14 +163,13 @@ def bench_live(sizes=(64, 224)):
 
 def _untrained(folder, backbone, size):
     """Write an untrained model in four formats: speed does not depend on the weights."""
-    model = create_model(backbone, pretrained=False).eval()
-    model.config |= vars(EmotionPreprocessor(size)) | {"va": "annotated"}
-    save_weights(model, folder / "m.pth")
-    paths = {"pytorch": folder / "m.pth"}
-    paths["torchscript"] = export_to_torchscript(model, folder / "m.pt")
-    paths["onnx"] = export_to_onnx(model, folder / "m.onnx")
-    faces = torch.randn(16, 3, size, size).numpy()
-    return paths | {"int8": export_to_int8(model, folder / "i.onnx", faces)}
+    network = model.create_model(backbone, pretrained=False).eval()
+    network.config |= vars(recognize.EmotionPreprocessor(size)) | {"va": "annotated"}
+    model.save_weights(network, folder / "m.pth")
+    paths = {"pytorch": folder / "m.pth", "onnx": folder / "m.onnx", "int8": folder / "i.onnx"}
+    export.export_to_onnx(network, paths["onnx"])
+    export.export_to_int8(network, paths["int8"], torch.randn(16, 3, size, size).numpy())
+    return paths | {"torchscript": export.export_to_torchscript(network, folder / "m.pt")}
 
 
 def _seconds(function, rounds=5, warm_up=1):
