@@ -142,7 +142,6 @@ class FaceDataset(Dataset):
 
     def __getitems__(self, indices):
         """Return one batch; PyTorch's loader calls this instead of one call an item."""
-        indices = np.asarray(indices)
         image = torch.from_numpy(self.images[indices]).permute(0, 3, 1, 2)
         batch = {"image": image, "emotion": self.emotion[indices], "va": self.va[indices]}
         return batch if self.votes is None else batch | {"votes": self.votes[indices]}
