@@ -43,25 +43,21 @@ def split_manifest(manifest, seed=0):
     if "val" not in set(split):
         split = split.where(split != "train", "")
     shares = {n: s for n, s in SPLIT_SHARES.items() if n == "train" or n not in set(split)}
-    split[split == ""] = _draw_splits(manifest[split == ""], shares, seed)
-    return manifest.assign(split=split)
-
-
-def _draw_splits(manifest, shares, seed):
-    group = manifest.get("group", manifest["image_path"]).astype(object)
-    group = group.where(group.notna(), manifest["image_path"]).astype(str)
+    rest = manifest[split == ""]
+    group = rest.get("group", rest["image_path"]).astype(object)
+    group = group.where(group.notna(), rest["image_path"]).astype(str)
     code, names = pd.factorize(group.to_numpy(object))
-    counts = np.bincount(code * 9 + manifest["emotion"] + 1, minlength=9 * len(names))
-    counts = counts.reshape(-1, 9)  # rows of each group by emotion, −1 to 7
+    counts = pd.get_dummies(rest["emotion"].to_numpy()).groupby(code).sum()  # rows of each group
     # A group counts as its most frequent emotion; within an emotion, groups stand in hash order.
-    units = pd.DataFrame({"emotion": counts.argmax(axis=1), "rows": counts.sum(axis=1)})
+    units = pd.DataFrame({"emotion": counts.idxmax(axis=1), "rows": counts.sum(axis=1)})
     units["order"] = pd.util.hash_array(names, hash_key=f"emo{seed:013d}", categorize=False)
     units = units.assign(name=names).sort_values(["emotion", "order", "name"])
     rows = units.groupby("emotion")["rows"]
     place = (rows.cumsum() - units["rows"] / 2) / rows.transform("sum")
     bounds = np.cumsum(list(shares.values())) / sum(shares.values())
     part = np.searchsorted(bounds[:-1], place.sort_index(), side="right")
-    return np.array(list(shares), object)[part[code]]
+    split[split == ""] = np.array(list(shares), object)[part[code]]
+    return manifest.assign(split=split)
 
 
 def decode(path, flags=cv2.IMREAD_COLOR):
