@@ -212,8 +212,7 @@ class _Files:
         faces = np.empty((len(paths), self.size, self.size, 3), np.uint8)
         for path, readable in zip(paths, self.pool.map(_decode_face, paths, faces), strict=True):
             if not readable:
-                cure = f"put all such into quarantine: emo check --data-dir {self.root}"
-                raise EmoError(f"{path} is unreadable; {cure}")
+                raise EmoError(f"{path} is unreadable; skip such: emo check --data-dir {self.root}")
         return faces
 
 
@@ -245,11 +244,10 @@ def _write_pack(target, root, paths, image_size):
 
     bar = tqdm(desc="Packing images", total=len(paths), initial=facts["done"], unit="image")
     with ThreadPoolExecutor() as pool, bar:  # OpenCV releases the lock while it decodes
-        while facts["done"] < len(paths):
-            end = min(facts["done"] + BLOCK, len(paths))
-            for done in pool.map(fill, range(facts["done"], end, CHUNK)):
+        for first in range(facts["done"], len(paths), BLOCK):
+            facts["done"] = min(first + BLOCK, len(paths))
+            for done in pool.map(fill, range(first, facts["done"], CHUNK)):
                 bar.update(done)
-            facts["done"] = end
             write_json(note, facts)
     os.replace(part, target)
 
