@@ -175,7 +175,8 @@ def pack_images(manifest, root, image_size, pack=True):
     if not pack:
         images = _Files(root, paths, image_size)
         looks = images[np.linspace(0, len(paths) - 1, min(200, len(paths))).astype(int)]
-        return images, manifest.reset_index(drop=True), "grey" if _are_grey(looks) else "rgb"
+        grey = np.array_equal(looks[..., :2], looks[..., 1:])  # its channels are the same
+        return images, manifest.reset_index(drop=True), "grey" if grey else "rgb"
     key = hashlib.sha256(f"2 {image_size}".encode())
     for path in paths:
         try:
@@ -235,7 +236,7 @@ def _write_pack(target, root, paths, image_size):
         for row, face in enumerate(faces, first):
             if not _decode_face(f"{root}/{paths[row]}", face):
                 facts["unreadable"].append(row)
-        if facts["colour"] == "grey" and not _are_grey(faces):
+        if facts["colour"] == "grey" and not np.array_equal(faces[..., :2], faces[..., 1:]):
             facts["colour"] = "rgb"
         with open(part, "r+b") as file:
             file.seek(start + first * faces[0].size)
@@ -250,10 +251,6 @@ def _write_pack(target, root, paths, image_size):
                 bar.update(done)
             write_json(note, facts)
     os.replace(part, target)
-
-
-def _are_grey(faces):
-    return all(np.array_equal(faces[..., i], faces[..., i + 1]) for i in (0, 1))
 
 
 def _decode_face(path, out):
