@@ -11,9 +11,8 @@ import numpy as np
 FACE = tomllib.loads(Path(__file__).with_name("face.toml").read_text("utf-8"))
 _SHAPES = {name: np.array(points, float) for name, points in FACE["shapes"].items()}
 _MOVES = np.zeros((len(FACE["moves"]), 24, 2))  # how the action units move the landmarks
-for _move, _steps in zip(_MOVES, FACE["moves"].values(), strict=True):
-    for _point, *_step in _steps:
-        _move[_point] = 1.2 * np.array(_step)
+for _move, _steps in zip(_MOVES, map(np.array, FACE["moves"].values()), strict=True):
+    _move[_steps[:, 0].astype(int)] = 1.2 * _steps[:, 1:]
 _BALD, _SHORT, _SIDE_PART, _LONG, _CURLY, _BUN, _SCARF = range(7)  # styles of hair
 _BROW, _LID, _WING, _NOSTRIL = slice(4), slice(4, 9), 12, 13  # landmarks
 _SIDE, _ORIGIN = 3.2, np.array([1.6, 1.75])  # the texture: its side, and where its (0, 0) lies
