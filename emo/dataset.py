@@ -153,10 +153,9 @@ class FaceDataset(Dataset):
 
 def make_loader(dataset, batch_size, shuffle=False, seed=0, drop_last=False):
     """Return a `DataLoader` of whole batches; `seed` fixes the order of a shuffled epoch."""
-    generator = torch.Generator().manual_seed(seed)
-    options = {"drop_last": drop_last, "pin_memory": torch.cuda.is_available()}
+    options = {"drop_last": drop_last, "generator": torch.Generator().manual_seed(seed)}
     options["collate_fn"] = dict  # leaves the batch of `__getitems__` as it is
-    return DataLoader(dataset, batch_size, shuffle, generator=generator, **options)
+    return DataLoader(dataset, batch_size, shuffle, pin_memory=torch.cuda.is_available(), **options)
 
 
 def pack_images(manifest, root, image_size, pack=True):

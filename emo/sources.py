@@ -34,9 +34,8 @@ def read_dataset(root, layout=None, *, labels="label", class_order=None, quarant
     `manifest.attrs["layout"]` names the layout; `pd.DataFrame(manifest.attrs["report"])` tells how
     many rows were kept and dropped, and why. `layout` forces one of `LAYOUTS`; `labels="folder"`
     takes the folder's label on the Kaggle set; `class_order` (affectnet, alphabetical, ferplus)
-    says what the numbers 0–7 of folders or of a CSV mean. Images that `emo check` put into
-    quarantine are left out unless `quarantined`. Raises `EmoError` when no layout fits, or when a
-    label is invalid or seems to follow another class order.
+    says what the numbers 0–7 of folders or a CSV mean. What `emo check` put into quarantine stays
+    out unless `quarantined`. Raises `EmoError` for an unknown layout, a wrong label or class order.
     """
     root = Path(root)
     if not root.is_dir():
@@ -158,7 +157,7 @@ def _read_ferplus(path, found, options):
     return manifest.assign(**{WHY: pd.Series(largest).map(why)})
 
 
-def _read_affectnet_2017(path, found, options):
+def _read_2017(path, found, options):
     """AffectNet 2017 lists, with or without header, made by hand or by a model (`automatic`)."""
     named = "subDirectory_filePath" in _header(path)
     columns = _AFFECTNET_2017.values() if named else _AFFECTNET_2017
@@ -174,7 +173,7 @@ def _read_affectnet_2017(path, found, options):
     return _affectnet_rows(table, image_path=paths, split=split, automatic=int(automatic))
 
 
-def _read_affectnet_2021(folder, found, options):
+def _read_2021(folder, found, options):
     """AffectNet 2021: one npy file for each value of each image; read once, then kept as CSV."""
     part = folder.parent.name
     ids = sorted(e.name[:-8] for e in os.scandir(folder) if e.name.endswith("_exp.npy"))
@@ -227,8 +226,7 @@ def _read_folders(base, found, options):
 
 # Each reads one of `_lists`, with all its rows; those with a reason in `WHY` are dropped.
 LAYOUTS = {"csv": _read_csv, "kaggle": _read_kaggle, "ferplus": _read_ferplus}
-LAYOUTS |= {"affectnet2017": _read_affectnet_2017, "affectnet2021": _read_affectnet_2021}
-LAYOUTS |= {"folders": _read_folders}
+LAYOUTS |= {"affectnet2017": _read_2017, "affectnet2021": _read_2021, "folders": _read_folders}
 
 
 def _base(root):
