@@ -25,7 +25,6 @@ VA, WHY = ("valence", "arousal"), "dropped because"
 QUARANTINE = "quarantine.csv"  # in `work_folder(root)`: image_path, reason, bytes
 _FERPLUS_PARTS = {"FER2013Train": "train", "FER2013Valid": "val", "FER2013Test": "test"}
 _SETS = ("train_set", "val_set")  # of AffectNet 2021
-_AFFECTNET_2017 = {"0": "subDirectory_filePath", "6": "expression", "7": VA[0], "8": VA[1]}
 
 
 def read_dataset(root, layout=None, *, labels="label", class_order=None, quarantined=False):
@@ -160,15 +159,14 @@ def _read_ferplus(path, found, options):
 def _read_2017(path, found, options):
     """AffectNet 2017 lists, with or without header, made by hand or by a model (`automatic`)."""
     named = "subDirectory_filePath" in _header(path)
-    columns = _AFFECTNET_2017.values() if named else _AFFECTNET_2017
-    table = _table(path, columns, 0 if named else None).rename(columns=_AFFECTNET_2017)
+    columns = ["subDirectory_filePath", "expression", *VA] if named else ["0", "6", "7", "8"]
+    table = _table(path, columns, 0 if named else None)[columns]
+    table.columns = ["image_path", "emotion", *VA]
     automatic = "auto" in path.stem.lower()
     # The same list fits every tree: a folder's number and a file's name identify an image.
     known = {Path(p).parts[-2:]: p for p in found}
     known |= {Path(p).parts[-2:]: p for p in found if ("auto" in p.lower()) == automatic}
-    paths = map(str, table["subDirectory_filePath"])
-    paths = [known.get(PurePosixPath(path).parts[-2:], path) for path in paths]
-    table = table[["expression", *VA]].rename(columns={"expression": "emotion"})
+    paths = [known.get(PurePosixPath(p).parts[-2:], p) for p in map(str, table["image_path"])]
     split = "val" if "val" in path.stem.lower() else "train"
     return _affectnet_rows(table, image_path=paths, split=split, automatic=int(automatic))
 
