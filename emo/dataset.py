@@ -44,25 +44,21 @@ def split_manifest(manifest, seed=0):
     if "val" not in set(split):
         split = split.where(split != "train", "")
     shares = {n: s for n, s in SPLIT_SHARES.items() if n == "train" or n not in set(split)}
-    split[split == ""] = _draw_splits(manifest[split == ""], shares, seed)
-    return manifest.assign(split=split)
-
-
-def _draw_splits(manifest, shares, seed):
-    group = manifest.get("group", manifest["image_path"]).astype(object)
-    group = group.where(group.notna(), manifest["image_path"]).astype(str)
+    rest = manifest[split == ""]
+    group = rest.get("group", rest["image_path"]).astype(object)
+    group = group.where(group.notna(), rest["image_path"]).astype(str)
     code, names = pd.factorize(group.to_numpy(object))
-    counts = np.bincount(code * 9 + manifest["emotion"] + 1, minlength=9 * len(names))
-    counts = counts.reshape(-1, 9)  # rows of each group by emotion, −1 to 7
+    counts = pd.get_dummies(rest["emotion"].to_numpy()).groupby(code).sum()  # rows of each group
     # A group counts as its most frequent emotion; within an emotion, groups stand in hash order.
-    units = pd.DataFrame({"emotion": counts.argmax(axis=1), "rows": counts.sum(axis=1)})
+    units = pd.DataFrame({"emotion": counts.idxmax(axis=1), "rows": counts.sum(axis=1)})
     units["order"] = pd.util.hash_array(names, hash_key=f"emo{seed:013d}", categorize=False)
     units = units.assign(name=names).sort_values(["emotion", "order", "name"])
     rows = units.groupby("emotion")["rows"]
     place = (rows.cumsum() - units["rows"] / 2) / rows.transform("sum")
     bounds = np.cumsum(list(shares.values())) / sum(shares.values())
     part = np.searchsorted(bounds[:-1], place.sort_index(), side="right")
-    return np.array(list(shares), object)[part[code]]
+    split[split == ""] = np.array(list(shares), object)[part[code]]
+    return manifest.assign(split=split)
 
 
 def decode(path, flags=cv2.IMREAD_COLOR):
@@ -143,7 +139,6 @@ class FaceDataset(Dataset):
 
     def __getitems__(self, indices):
         """Return one batch; PyTorch's loader calls this instead of one call an item."""
-        indices = np.asarray(indices)
         image = torch.from_numpy(self.images[indices]).permute(0, 3, 1, 2)
         batch = {"image": image, "emotion": self.emotion[indices], "va": self.va[indices]}
         return batch if self.votes is None else batch | {"votes": self.votes[indices]}
@@ -159,10 +154,9 @@ class FaceDataset(Dataset):
 
 def make_loader(dataset, batch_size, shuffle=False, seed=0, drop_last=False):
     """Return a `DataLoader` of whole batches; `seed` fixes the order of a shuffled epoch."""
-    generator = torch.Generator().manual_seed(seed)
-    options = {"drop_last": drop_last, "pin_memory": torch.cuda.is_available()}
+    options = {"drop_last": drop_last, "generator": torch.Generator().manual_seed(seed)}
     options["collate_fn"] = dict  # leaves the batch of `__getitems__` as it is
-    return DataLoader(dataset, batch_size, shuffle, generator=generator, **options)
+    return DataLoader(dataset, batch_size, shuffle, pin_memory=torch.cuda.is_available(), **options)
 
 
 def pack_images(manifest, root, image_size, pack=True):
@@ -181,7 +175,8 @@ def pack_images(manifest, root, image_size, pack=True):
     if not pack:
         images = _Files(root, paths, image_size)
         looks = images[np.linspace(0, len(paths) - 1, min(200, len(paths))).astype(int)]
-        return images, manifest.reset_index(drop=True), "grey" if _are_grey(looks) else "rgb"
+        grey = np.array_equal(looks[..., :2], looks[..., 1:])  # its channels are the same
+        return images, manifest.reset_index(drop=True), "grey" if grey else "rgb"
     key = hashlib.sha256(f"2 {image_size}".encode())
     for path in paths:
         try:
@@ -218,8 +213,7 @@ class _Files:
         faces = np.empty((len(paths), self.size, self.size, 3), np.uint8)
         for path, readable in zip(paths, self.pool.map(_decode_face, paths, faces), strict=True):
             if not readable:
-                cure = f"put all such into quarantine: emo check --data-dir {self.root}"
-                raise EmoError(f"{path} is unreadable; {cure}")
+                raise EmoError(f"{path} is unreadable; skip such: emo check --data-dir {self.root}")
         return faces
 
 
@@ -242,7 +236,7 @@ def _write_pack(target, root, paths, image_size):
         for row, face in enumerate(faces, first):
             if not _decode_face(f"{root}/{paths[row]}", face):
                 facts["unreadable"].append(row)
-        if facts["colour"] == "grey" and not _are_grey(faces):
+        if facts["colour"] == "grey" and not np.array_equal(faces[..., :2], faces[..., 1:]):
             facts["colour"] = "rgb"
         with open(part, "r+b") as file:
             file.seek(start + first * faces[0].size)
@@ -251,17 +245,12 @@ def _write_pack(target, root, paths, image_size):
 
     bar = tqdm(desc="Packing images", total=len(paths), initial=facts["done"], unit="image")
     with ThreadPoolExecutor() as pool, bar:  # OpenCV releases the lock while it decodes
-        while facts["done"] < len(paths):
-            end = min(facts["done"] + BLOCK, len(paths))
-            for done in pool.map(fill, range(facts["done"], end, CHUNK)):
+        for first in range(facts["done"], len(paths), BLOCK):
+            facts["done"] = min(first + BLOCK, len(paths))
+            for done in pool.map(fill, range(first, facts["done"], CHUNK)):
                 bar.update(done)
-            facts["done"] = end
             write_json(note, facts)
     os.replace(part, target)
-
-
-def _are_grey(faces):
-    return all(np.array_equal(faces[..., i], faces[..., i + 1]) for i in (0, 1))
 
 
 def _decode_face(path, out):

@@ -76,7 +76,13 @@ def unpack_archive(archive, dest, *, origin=None):
         with atomic_path(target, folder=True) as folder:
             source = {"origin": origin or archive.name, "sha256": digest, "files": len(members)}
             write_json(folder / MARKER, source)
-            _extract(bundle, members, folder, archive)
+            try:
+                for path, info in tqdm(members.items(), f"Unpacking {archive.name}", unit=" files"):
+                    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                    with bundle.open(info) as packed, open(folder / path, "xb") as image:
+                        shutil.copyfileobj(packed, image)  # no byte beyond the declared size
+            except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+                raise EmoError(f"{archive} cannot be unpacked ({error}); get it again") from None
     return dest
 
 
@@ -274,13 +280,3 @@ def _require_space(target, needed):
     if free < needed:
         sizes = f"{needed / 1e6:,.0f} MB needed, {free / 1e6:,.0f} MB free"
         raise EmoError(f"not enough space for {target}: {sizes}; free some or use another disk")
-
-
-def _extract(bundle, members, folder, archive):
-    for path, info in tqdm(members.items(), desc=f"Unpacking {archive.name}", unit=" files"):
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with bundle.open(info) as source, open(folder / path, "xb") as file:
-                shutil.copyfileobj(source, file)  # zipfile gives no byte beyond the declared size
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-            raise EmoError(f"{archive} cannot be unpacked ({error}); get it again") from None

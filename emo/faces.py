@@ -37,8 +37,7 @@ class MediaPipeFaceDetector(AbstractContextManager):
     """Detect faces in BGR images; a box is (x, y, width, height) in pixels, brow to chin.
 
     The model is BlazeFace short range (faces within about two metres). Use it as a context
-    manager or call `close()` to release MediaPipe's graph; a second call does nothing. One
-    detector may be shared by threads.
+    manager or call `close()`, which frees MediaPipe's graph, once or often; threads may share it.
     """
 
     crop_face = staticmethod(crop_face)

@@ -11,9 +11,8 @@ import numpy as np
 FACE = tomllib.loads(Path(__file__).with_name("face.toml").read_text("utf-8"))
 _SHAPES = {name: np.array(points, float) for name, points in FACE["shapes"].items()}
 _MOVES = np.zeros((len(FACE["moves"]), 24, 2))  # how the action units move the landmarks
-for _move, _steps in zip(_MOVES, FACE["moves"].values(), strict=True):
-    for _point, *_step in _steps:
-        _move[_point] = 1.2 * np.array(_step)
+for _move, _steps in zip(_MOVES, map(np.array, FACE["moves"].values()), strict=True):
+    _move[_steps[:, 0].astype(int)] = 1.2 * _steps[:, 1:]
 _BALD, _SHORT, _SIDE_PART, _LONG, _CURLY, _BUN, _SCARF = range(7)  # styles of hair
 _BROW, _LID, _WING, _NOSTRIL = slice(4), slice(4, 9), 12, 13  # landmarks
 _SIDE, _ORIGIN = 3.2, np.array([1.6, 1.75])  # the texture: its side, and where its (0, 0) lies
@@ -24,14 +23,27 @@ def render(parameters, size=224):
     """Return the face as a uint8 image, BGR; `size` is its side or its (height, width)."""
     p, shape = parameters, np.broadcast_to(size, 2).tolist()
     rng, camera = np.random.default_rng(p["background"]), _Camera(p, shape)
+    # Monk's swatch, lightened as a camera's automatic exposure does.
+    skin = 255 * (_bgr("skin", p["skin_tone"] - 1) / 255) ** 0.74 * (0.84, 0.94, 1.04)
     side = round(_SIDE * camera.scale * (1.3 if shape[0] < 400 else 1))
     canvas = _Canvas(np.zeros((side, side, 4), np.uint8), side / _SIDE, _ORIGIN * side / _SIDE)
-    _draw_head(canvas, p)
+    _draw_head(canvas, p, skin)
     light = cv2.resize(_light(p, camera), (side, side), interpolation=cv2.INTER_CUBIC)
     head = cv2.multiply(canvas.image, light, dtype=cv2.CV_8U)
     at = (camera.unproject(shape) + _ORIGIN.astype(np.float32)) * np.float32(side / _SIDE) - 0.5
     head = cv2.remap(head, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
-    image = _background(p, shape, camera, rng)
+    # What the head is laid over: two tones that blend, shoulders and neck.
+    low, high = rng.uniform(40, 215, (2, 1)) + rng.normal(0, 20, (2, 3))
+    blend = rng.random((5, 7, 1))
+    scene = (low * blend + high * (1 - blend)).clip(0, 255).astype(np.uint8)
+    image = cv2.resize(scene, shape[::-1], interpolation=cv2.INTER_CUBIC)
+    canvas = _Canvas(image, camera.scale, camera.project(np.zeros((1, 2)))[0])
+    tone = p["light"] * np.array([1 - p["warmth"], 1, 1 + p["warmth"]])
+    skin, neck = skin * tone * 0.8, _whole(_SHAPES["neck"])
+    canvas.fill(_whole(_SHAPES["shoulders"]), _bgr("cloth", p["clothes"]) * tone)
+    canvas.fill(neck, skin)
+    with canvas.inside(_whole(_SHAPES["neck_shadow"]), 0.9, 0.08) as part:
+        part.fill(neck, skin * 0.55)
     keep = cv2.cvtColor(255 - head[..., 3], cv2.COLOR_GRAY2BGR)
     image = cv2.add(cv2.multiply(image, keep, scale=1 / 255), head[..., :3])
     if p["blur"] > 0.25:
@@ -56,11 +68,6 @@ def true_box(parameters, size=224):
 
 def _bgr(palette, number):
     return np.array([*bytes.fromhex(FACE["colours"][palette][number])][::-1], float)
-
-
-def _skin(p):
-    """Return the skin's BGR: Monk's swatch, lightened as a camera's automatic exposure does."""
-    return 255 * (_bgr("skin", p["skin_tone"] - 1) / 255) ** 0.74 * (0.84, 0.94, 1.04)
 
 
 @lru_cache
@@ -180,21 +187,6 @@ def _light(p, camera):
     return np.pad(shade, ((0, 0), (0, 0), (0, 1)), constant_values=1)
 
 
-def _background(p, shape, camera, rng):
-    low, high = rng.uniform(40, 215, (2, 1)) + rng.normal(0, 20, (2, 3))
-    blend = rng.random((5, 7, 1))
-    scene = (low * blend + high * (1 - blend)).clip(0, 255).astype(np.uint8)
-    image = cv2.resize(scene, shape[::-1], interpolation=cv2.INTER_CUBIC)
-    canvas = _Canvas(image, camera.scale, camera.project(np.zeros((1, 2)))[0])
-    tone = p["light"] * np.array([1 - p["warmth"], 1, 1 + p["warmth"]])
-    skin, neck = _skin(p) * tone * 0.8, _whole(_SHAPES["neck"])
-    canvas.fill(_whole(_SHAPES["shoulders"]), _bgr("cloth", p["clothes"]) * tone)
-    canvas.fill(neck, skin)
-    with canvas.inside(_whole(_SHAPES["neck_shadow"]), 0.9, 0.08) as part:
-        part.fill(neck, skin * 0.55)
-    return canvas.image
-
-
 class _Canvas:
     """A uint8 image, BGR or premultiplied BGRA, drawn on in units of the face."""
 
@@ -240,9 +232,9 @@ class _Canvas:
         before[:] = cv2.blendLinear(part.image, before, mask, 1 - mask)
 
 
-def _draw_head(canvas, p):
+def _draw_head(canvas, p, skin):
     rng, style = np.random.default_rng([p["identity"], 4]), p["hair_style"]
-    skin, hair = _skin(p), _bgr("hair", p["hair_colour"])
+    hair = _bgr("hair", p["hair_colour"])
     cover = _bgr("cloth", (p["clothes"] + 4) % 10) if style == _SCARF else hair
     outline, points = _geometry(p)
     _draw_hair_behind(canvas, p, cover, rng)

@@ -23,8 +23,8 @@ SPLITS |= {"val": "val", "valid": "val", "validation": "val", "val_set": "val", 
 SPLITS |= {"test": "test", "testing": "test"}
 VA, WHY = ("valence", "arousal"), "dropped because"
 QUARANTINE = "quarantine.csv"  # in `work_folder(root)`: image_path, reason, bytes
-_AFFECTNET_2017 = {"0": "subDirectory_filePath", "6": "expression", "7": VA[0], "8": VA[1]}
 _FERPLUS_PARTS = {"FER2013Train": "train", "FER2013Valid": "val", "FER2013Test": "test"}
+_SETS = ("train_set", "val_set")  # of AffectNet 2021
 
 
 def read_dataset(root, layout=None, *, labels="label", class_order=None, quarantined=False):
@@ -33,9 +33,8 @@ def read_dataset(root, layout=None, *, labels="label", class_order=None, quarant
     `manifest.attrs["layout"]` names the layout; `pd.DataFrame(manifest.attrs["report"])` tells how
     many rows were kept and dropped, and why. `layout` forces one of `LAYOUTS`; `labels="folder"`
     takes the folder's label on the Kaggle set; `class_order` (affectnet, alphabetical, ferplus)
-    says what the numbers 0–7 of folders or of a CSV mean. Images that `emo check` put into
-    quarantine are left out unless `quarantined`. Raises `EmoError` when no layout fits, or when a
-    label is invalid or seems to follow another class order.
+    says what the numbers 0–7 of folders or a CSV mean. What `emo check` put into quarantine stays
+    out unless `quarantined`. Raises `EmoError` for an unknown layout, a wrong label or class order.
     """
     root = Path(root)
     if not root.is_dir():
@@ -45,7 +44,10 @@ def read_dataset(root, layout=None, *, labels="label", class_order=None, quarant
     if layout not in LAYOUTS:
         raise EmoError(f"unknown layout {layout!r}; expected {', '.join(LAYOUTS)}")
     found = _image_paths(base)
-    tables = list(LAYOUTS[layout](base, found, {"labels": labels, "class_order": class_order}))
+    options = {"labels": labels, "class_order": class_order}
+    forced = {"folders": [base], "csv": [base / "labels.csv"], "kaggle": [base / "labels.csv"]}
+    lists = _lists(base)[layout] or forced.get(layout, [])
+    tables = [LAYOUTS[layout](path, found, options) for path in lists]
     if not tables:
         raise EmoError(f"{root} has no list of labels of the {layout} layout; leave out --layout")
     order = class_order if layout in ("csv", "folders") else None
@@ -67,24 +69,14 @@ def read_dataset(root, layout=None, *, labels="label", class_order=None, quarant
 def detect_layout(root):
     """Name the layout of `root`, or raise `EmoError` that says what was looked for."""
     base = _base(Path(root))
-    header, parts = _header(base / "labels.csv"), ("train_set", "val_set")
-    folders = list(base.glob("*/"))
-    folders += [f for part in folders if part.name.lower() in SPLITS for f in part.glob("*/")]
-    fits = {
-        "kaggle": {"pth", "label"} <= header,
-        "csv": {"image_path", "emotion"} <= header or any(_split_csvs(base)),
-        "ferplus": any((base / part / "label.csv").is_file() for part in _FERPLUS_PARTS),
-        "affectnet2021": any((base / part / "annotations").is_dir() for part in parts),
-        "affectnet2017": any(_affectnet_2017_lists(base)),
-        "folders": any(_names_a_class(folder.name) for folder in folders),
-    }
-    if header and not (fits["kaggle"] or fits["csv"]):
+    header, lists = _header(base / "labels.csv"), _lists(base)
+    if header and not (lists["kaggle"] or lists["csv"]):
         got = f"{base / 'labels.csv'} has the columns {', '.join(sorted(header))}"
         raise EmoError(f"{got}; expected image_path, emotion, valence, arousal (or pth, label)")
-    if not any(fits.values()):
+    if not any(lists.values()):
         known = "labels.csv, FER2013Train, train_set, AffectNet list or folders named by emotion"
         raise EmoError(f"{root} holds no data set that emo knows: no {known}; see data/README.md")
-    return max(fits, key=fits.get)  # the first that fits
+    return next(layout for layout, found in lists.items() if found)
 
 
 def fill_derived_va(manifest):
@@ -111,77 +103,89 @@ def va_state(manifest):
     return "derived" if manifest[list(VA)].notna().all(axis=1).any() else "none"
 
 
-def _read_csv(base, found, options):
+def _lists(base):
+    """Return {layout: what holds its labels}; of several layouts the first one is meant."""
+    csvs = {p: _header(p) for p in sorted([*base.glob("*.csv"), *base.glob("*file_lists/*.csv")])}
+    labels, contract = base / "labels.csv", {"image_path", "emotion"}
+    splits = [path for path in csvs if path.parent == base and path.stem.lower() in SPLITS]
+    # A list of 2017 without a header: its first row has many cells, and one is a path.
+    bare = [p for p in csvs if len(csvs[p]) >= 6 and any("/" in c and "." in c for c in csvs[p])]
+    folders = list(base.glob("*/"))
+    folders += [f for part in folders if part.name.lower() in SPLITS for f in part.glob("*/")]
+    return {
+        "kaggle": [labels] if {"pth", "label"} <= csvs.get(labels, set()) else [],
+        "csv": [p for p in ([labels] if labels in csvs else splits) if contract <= csvs[p]],
+        "ferplus": [p for part in _FERPLUS_PARTS if (p := base / part / "label.csv").is_file()],
+        "affectnet2021": [p for part in _SETS if (p := base / part / "annotations").is_dir()],
+        "affectnet2017": [p for p in csvs if p in bare or "subDirectory_filePath" in csvs[p]],
+        "folders": [base] if any(_names_a_class(folder.name) for folder in folders) else [],
+    }
+
+
+def _read_csv(path, found, options):
     """The contract: labels.csv, or one file for each of train, val and test."""
-    columns = ("image_path", "emotion")
-    if (base / "labels.csv").is_file():
-        return [_table(base / "labels.csv", columns)]
-    return [_table(path, columns).assign(split=split) for split, path in _split_csvs(base)]
+    table = _table(path, ("image_path", "emotion"))
+    return table.assign(split=SPLITS[path.stem.lower()]) if path.stem != "labels" else table
 
 
-def _read_kaggle(base, found, options):
+def _read_kaggle(path, found, options):
     """Kaggle's set: a model made `label`, AffectNet the folders; `relFCs` is no confidence."""
-    table = _table(base / "labels.csv", ("pth", "label"))
+    table = _table(path, ("pth", "label"))
     parents = [PurePosixPath(str(path).replace("\\", "/")).parent.name for path in table["pth"]]
     folder = pd.Series([name if emotions.is_emotion_name(name) else None for name in parents])
     names = folder if options["labels"] == "folder" else table["label"]
     manifest = pd.DataFrame({"image_path": table["pth"], "emotion": _ids(names)})
-    yield manifest.assign(folder_emotion=_ids(folder), relFCs=table.get("relFCs"))
+    return manifest.assign(folder_emotion=_ids(folder), relFCs=table.get("relFCs"))
 
 
-def _read_ferplus(base, found, options):
+def _read_ferplus(path, found, options):
     """FER+: the largest of ten vote counts; rows most called "unknown" or "no face" drop out."""
     order = emotions.ids_of_order("ferplus")
     why = {8: "most annotators said unknown", 9: "most annotators said not a face"}
     why |= {10: "the votes are missing or damaged"}
-    for part, split in _FERPLUS_PARTS.items():
-        if not (base / part / "label.csv").is_file():
-            continue
-        table = _table(base / part / "label.csv", map(str, range(12)), header=None)
-        counts = table[[str(i) for i in range(2, 12)]].apply(pd.to_numeric, errors="coerce")
-        counts = counts.where((counts >= 0) & (counts < np.inf)).to_numpy(float)
-        bad = np.isnan(counts).any(axis=1) | (counts.sum(axis=1) == 0)
-        largest = np.where(bad, 10, counts.argmax(axis=1))  # ties go to the file's first column
-        table = pd.DataFrame({"image_path": part + "/" + table["0"].astype(str), "split": split})
-        table["emotion"] = np.append(order, [-1] * 3)[largest]
-        shares = counts[:, :8] / np.maximum(counts[:, :8].sum(axis=1, keepdims=True), 1)
-        table[list(emotions.PROBABILITY_COLUMNS)] = shares[:, np.argsort(order)]
-        yield table.assign(**{WHY: pd.Series(largest).map(why)})
+    table = _table(path, map(str, range(12)), header=None)
+    counts = table[[str(i) for i in range(2, 12)]].apply(pd.to_numeric, errors="coerce")
+    counts = counts.where((counts >= 0) & (counts < np.inf)).to_numpy(float)
+    bad = np.isnan(counts).any(axis=1) | (counts.sum(axis=1) == 0)
+    largest = np.where(bad, 10, counts.argmax(axis=1))  # ties go to the file's first column
+    paths = f"{path.parent.name}/" + table["0"].astype(str)
+    manifest = pd.DataFrame({"image_path": paths, "split": _FERPLUS_PARTS[path.parent.name]})
+    manifest["emotion"] = np.append(order, [-1] * 3)[largest]
+    shares = counts[:, :8] / np.maximum(counts[:, :8].sum(axis=1, keepdims=True), 1)
+    manifest[list(emotions.PROBABILITY_COLUMNS)] = shares[:, np.argsort(order)]
+    return manifest.assign(**{WHY: pd.Series(largest).map(why)})
 
 
-def _read_affectnet_2017(base, found, options):
+def _read_2017(path, found, options):
     """AffectNet 2017 lists, with or without header, made by hand or by a model (`automatic`)."""
-    for path, split in _affectnet_2017_lists(base):
-        named = "subDirectory_filePath" in _header(path)
-        columns = _AFFECTNET_2017.values() if named else _AFFECTNET_2017
-        table = _table(path, columns, 0 if named else None).rename(columns=_AFFECTNET_2017)
-        automatic = "auto" in path.stem.lower()
-        # The same list fits every tree: a folder's number and a file's name identify an image.
-        known = {Path(p).parts[-2:]: p for p in found}
-        known |= {Path(p).parts[-2:]: p for p in found if ("auto" in p.lower()) == automatic}
-        paths = map(str, table["subDirectory_filePath"])
-        paths = [known.get(PurePosixPath(path).parts[-2:], path) for path in paths]
-        table = table[["expression", *VA]].rename(columns={"expression": "emotion"})
-        yield _affectnet_rows(table, image_path=paths, split=split, automatic=int(automatic))
+    named = "subDirectory_filePath" in _header(path)
+    columns = ["subDirectory_filePath", "expression", *VA] if named else ["0", "6", "7", "8"]
+    table = _table(path, columns, 0 if named else None)[columns]
+    table.columns = ["image_path", "emotion", *VA]
+    automatic = "auto" in path.stem.lower()
+    # The same list fits every tree: a folder's number and a file's name identify an image.
+    known = {Path(p).parts[-2:]: p for p in found}
+    known |= {Path(p).parts[-2:]: p for p in found if ("auto" in p.lower()) == automatic}
+    paths = [known.get(PurePosixPath(p).parts[-2:], p) for p in map(str, table["image_path"])]
+    split = "val" if "val" in path.stem.lower() else "train"
+    return _affectnet_rows(table, image_path=paths, split=split, automatic=int(automatic))
 
 
-def _read_affectnet_2021(base, found, options):
+def _read_2021(folder, found, options):
     """AffectNet 2021: one npy file for each value of each image; read once, then kept as CSV."""
-    for part, split in (("train_set", "train"), ("val_set", "val")):  # their ids overlap
-        if not (folder := base / part / "annotations").is_dir():
-            continue
-        ids = sorted(e.name[:-8] for e in os.scandir(folder) if e.name.endswith("_exp.npy"))
-        state = f"{len(ids)}-{folder.stat().st_mtime_ns}"  # changes when a file comes or goes
-        kept = work_folder(base) / f"annotations-{part}-{state}.csv"
-        if not kept.is_file():
-            bar = tqdm(ids, f"Reading {part}", unit="image")
-            rows = ([_number(folder / f"{i}_{k}.npy") for k in ("exp", "val", "aro")] for i in bar)
-            with atomic_path(kept) as temporary:
-                pd.DataFrame(rows, ids, ["emotion", *VA]).to_csv(temporary, index_label="id")
-        table = pd.read_csv(kept, dtype={"id": str})
-        images = {Path(p).stem: p for p in found if p.startswith(f"{part}/")}
-        paths = [images.get(i, f"{part}/images/{i}.jpg") for i in table.pop("id")]
-        yield _affectnet_rows(table, image_path=paths, split=split)
+    part = folder.parent.name
+    ids = sorted(e.name[:-8] for e in os.scandir(folder) if e.name.endswith("_exp.npy"))
+    state = f"{len(ids)}-{folder.stat().st_mtime_ns}"  # changes when a file comes or goes
+    kept = work_folder(folder.parents[1]) / f"annotations-{part}-{state}.csv"
+    if not kept.is_file():
+        bar = tqdm(ids, f"Reading {part}", unit="image")
+        rows = ([_number(folder / f"{i}_{k}.npy") for k in ("exp", "val", "aro")] for i in bar)
+        with atomic_path(kept) as temporary:
+            pd.DataFrame(rows, ids, ["emotion", *VA]).to_csv(temporary, index_label="id")
+    table = pd.read_csv(kept, dtype={"id": str})
+    images = {Path(p).stem: p for p in found if p.startswith(f"{part}/")}  # the parts' ids overlap
+    paths = [images.get(i, f"{part}/images/{i}.jpg") for i in table.pop("id")]
+    return _affectnet_rows(table, image_path=paths, split=SPLITS[part])
 
 
 def _number(path):
@@ -215,13 +219,12 @@ def _read_folders(base, found, options):
             orders = "|".join(emotions.CLASS_ORDERS)  # data sets differ in what a number means
             raise EmoError(f"{base} has numbered folders; give their order: --class-order {orders}")
         rows.append((path, name, split, why))
-    return [pd.DataFrame(rows, columns=["image_path", "emotion", "split", WHY])]
+    return pd.DataFrame(rows, columns=["image_path", "emotion", "split", WHY])
 
 
-# Each gives one table a list, with all its rows; those with a reason in `WHY` are dropped.
+# Each reads one of `_lists`, with all its rows; those with a reason in `WHY` are dropped.
 LAYOUTS = {"csv": _read_csv, "kaggle": _read_kaggle, "ferplus": _read_ferplus}
-LAYOUTS |= {"affectnet2017": _read_affectnet_2017, "affectnet2021": _read_affectnet_2021}
-LAYOUTS |= {"folders": _read_folders}
+LAYOUTS |= {"affectnet2017": _read_2017, "affectnet2021": _read_2021, "folders": _read_folders}
 
 
 def _base(root):
@@ -230,8 +233,8 @@ def _base(root):
     if (root / "train" / "labels.csv").is_file():
         return root / "train"
     name = entries[0].name if len(entries) == 1 and entries[0].is_dir() else "several"
-    ours = (*_FERPLUS_PARTS, "train_set", "val_set", "several")
-    return root if name in ours or emotions.is_emotion_name(name) else _base(entries[0])
+    known = name in (*_FERPLUS_PARTS, *_SETS, "several") or emotions.is_emotion_name(name)
+    return root if known else _base(entries[0])
 
 
 def _image_paths(base):
@@ -247,20 +250,6 @@ def _image_paths(base):
 
 def _names_a_class(folder):
     return emotions.is_emotion_name(folder) or (folder.isdecimal() and int(folder) < 8)
-
-
-def _split_csvs(base):
-    for path in sorted(base.glob("*.csv")):
-        if path.stem.lower() in SPLITS and {"image_path", "emotion"} <= _header(path):
-            yield SPLITS[path.stem.lower()], path
-
-
-def _affectnet_2017_lists(base):
-    for path in sorted([*base.glob("*.csv"), *base.glob("*file_lists/*.csv")]):
-        first = _header(path)
-        rows = len(first) >= 6 and any("/" in c and "." in c for c in first)  # without a header
-        if "subDirectory_filePath" in first or rows:
-            yield path, "val" if "val" in path.stem.lower() else "train"
 
 
 def _header(path):

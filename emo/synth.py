@@ -86,8 +86,7 @@ def animate(seconds=12, fps=15, size=(480, 640), seed=0):
     `frame` is (height, width, 3) uint8, BGR; `truth` holds time (s), emotion (id), valence,
     arousal and bbox (x, y, width, height; pixels).
     """
-    face = sample("Neutral", seed=seed, frontal=True)
-    face |= {"occlusion": 0, "noise": 0, "blur": 0, "jpeg": 100, "scale": 0.42, "y": 0.03}
+    face = sample("Neutral", seed=seed, frontal=True) | FACE["film"]
     usual = [{unit: 0.9 * v for unit, share, v in PROTOTYPES[n] if share >= 0.5} for n in EMOTIONS]
     stations = np.hstack([pd.DataFrame(usual, columns=ACTION_UNITS).fillna(0), CLASS_MEAN_VA])
     count = max(8, round(seconds * fps))
