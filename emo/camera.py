@@ -1,28 +1,26 @@
 """The notebook's camera: the browser films, the kernel answers. Used from notebooks/06."""
 
 import base64
-import tempfile
 import threading
 import time
 from collections import deque
-from functools import partial
+from functools import cache
 from pathlib import Path
 
 import anywidget
 import cv2
 import numpy as np
+import pandas as pd
 import torch
 import traitlets
 
-from emo import synth
 from emo.emotions import COLOURS, EMOTIONS
 from emo.errors import EmoError
 from emo.live import LivePipeline, faces_table
 from emo.recognize import create_recognizer
-from emo.window import film_writer
+from emo.window import DRAWN
 
 HISTORY = 20_000  # rows kept: twenty minutes of one face at 15 results a second
-FILM = {"seconds": 12, "fps": 15, "size": (360, 480), "seed": 0}  # the simulated camera
 
 
 class EmotionCamera(anywidget.AnyWidget):
@@ -45,7 +43,6 @@ class EmotionCamera(anywidget.AnyWidget):
     retired = traitlets.Unicode("").tag(sync=True)
 
     _newest = None  # the one camera that may run
-    _film = None  # (WebM bytes, truth of each frame), drawn once in a process
 
     def __init__(self, model_or_recognizer=None, *, pipeline=None, **traits):
         model = model_or_recognizer
@@ -152,7 +149,8 @@ class EmotionCamera(anywidget.AnyWidget):
             self._load(content["view"])
         seconds = content["time"] + self._offset
         faces = self._pipeline.process(frame, seconds)
-        truth = self._film[1][index] if (index := content.get("index")) is not None else None
+        index = content.get("index")  # of the film's frame, where the film is the camera
+        truth = None if index is None else _film_truths()[index]
         self._rows.extend((face, truth) for face in faces)
         found = [_message(face, frame.shape) for face in faces]
         return {"kind": "result", "time": seconds, "faces": found}, None
@@ -173,10 +171,7 @@ class EmotionCamera(anywidget.AnyWidget):
         self.va = recognizer.va
 
     def _on_film(self, content, _):
-        if EmotionCamera._film is None:
-            EmotionCamera._film = _draw_film(partial(self._tell, content["view"]))
-        film, truth = EmotionCamera._film
-        return {"kind": "film", "fps": FILM["fps"], "truth": truth}, [film]
+        return {"kind": "film", "fps": 15, "truth": _film_truths()}, [DRAWN.read_bytes()]
 
 
 def _message(face, shape):
@@ -186,17 +181,12 @@ def _message(face, shape):
     return message | {"face": face.track, "box": np.divide(face.bbox, shape[1::-1] * 2).tolist()}
 
 
-def _draw_film(tell):
-    """Draw the simulated camera; return (WebM bytes, truth of each frame)."""
-    truths, count = [], round(FILM["seconds"] * FILM["fps"])
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "film.webm")
-        # VP8, because OpenCV needs four times as long for VP9; every browser plays both.
-        with film_writer(path, FILM["fps"], codec="VP80") as write:
-            for frame, truth in synth.animate(**FILM):
-                write(frame)
-                box = np.divide(truth.pop("bbox"), frame.shape[1::-1] * 2).tolist()
-                truths.append(truth | {"emotion": EMOTIONS[truth["emotion"]], "box": box})
-                if len(truths) % 18 == 0:
-                    tell(f"drawing the simulated camera, once: {len(truths) / count:.0%}")
-        return path.read_bytes(), truths
+@cache
+def _film_truths():
+    """Return the truth of each frame of the simulated camera, its box as shares of the frame."""
+    truths = pd.read_csv(DRAWN.with_suffix(".csv")).to_dict("records")
+    for truth in truths:
+        truth["emotion"] = EMOTIONS[truth["emotion"]]
+        box = [truth.pop(name) for name in ("x", "y", "width", "height")]
+        truth["box"] = np.divide(box, (640, 480, 640, 480)).tolist()
+    return truths

@@ -9,14 +9,15 @@ from itertools import count
 from pathlib import Path
 
 import cv2
+import pandas as pd
 from tqdm.auto import tqdm
 
-from emo import synth
 from emo.errors import EmoError
 from emo.faces import quiet_stderr
 from emo.files import atomic_path
 from emo.live import draw_overlay, faces_table
 
+DRAWN = Path(__file__).with_name("assets") / "face.webm"  # emo synth --dest emo/assets/face.webm
 WINDOW = "emo"
 TOGGLES = {"v": "plane", "p": "bars"}  # key → part of the overlay
 
@@ -24,36 +25,38 @@ TOGGLES = {"v": "plane", "p": "bars"}  # key → part of the overlay
 class Camera(AbstractContextManager):
     """Frames (H, W, 3) BGR with their time in seconds, from a webcam, a film or a drawn face.
 
-    `source` is a camera's number ("0"), a film's path or "synthetic", which lasts `seconds`, or
-    for ever with `loop`. Iterate once; use it as a context manager, so that the camera is
-    released. `truth` is the label of a drawn face's latest frame, else None.
+    `source` is a camera's number ("0"), a film's path or "synthetic", a film that `emo synth`
+    drew; with `loop`, that one starts again and again. Iterate once; use it as a context manager,
+    so that the camera is released. `truth` is the label of a drawn face's latest frame, else None.
     """
 
-    def __init__(self, source="0", seconds=12.0, loop=False):
+    def __init__(self, source="0", loop=False):
         self.source, self.truth, self._capture = str(source), None, cv2.VideoCapture()
-        self.is_webcam = self.source.isdigit()
-        self.fps, self.frames = 15.0, None if loop else round(seconds * 15)
-        self._seconds, self._loop = seconds, loop
+        self.is_webcam, self._truths = self.source.isdigit(), []
         if self.source == "synthetic":
-            return
-        if not self.is_webcam and not Path(self.source).is_file():
+            source = DRAWN
+            self._truths = pd.read_csv(DRAWN.with_suffix(".csv")).to_dict("records")
+        if not self.is_webcam and not Path(source).is_file():
             raise EmoError(f"{self.source!r} is no camera number, no film and not 'synthetic'")
-        with quiet_stderr():  # FFmpeg says what is wrong with a film in its own words
-            self._capture.open(int(self.source) if self.is_webcam else self.source)
-        if not self._capture.isOpened():
+        self._opened, self._loop = int(source) if self.is_webcam else str(source), loop
+        if not self._open():
             cure = "close other programs that use it, or try another or --camera synthetic"
             raise EmoError(f"--camera {self.source} could not be opened; {cure}")
         self.fps = self._capture.get(cv2.CAP_PROP_FPS) or 30.0
         self.frames = max(int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0) or None
 
+    def _open(self):
+        with quiet_stderr():  # FFmpeg says what is wrong with a film in its own words
+            return self._capture.open(self._opened)
+
     def __iter__(self):
-        if self.source == "synthetic":
-            for lap in count() if self._loop else (0,):
-                for frame, truth in synth.animate(seconds=self._seconds, fps=self.fps):
-                    self.truth = truth
-                    yield frame, truth["time"] + lap * self._seconds
-            return
-        for number, (_, frame) in enumerate(iter(self._capture.read, (False, None))):
+        for number in count():
+            good, frame = self._capture.read()
+            if not good and self._truths and self._loop and self._open():
+                good, frame = self._capture.read()
+            if not good:
+                return
+            self.truth = self._truths[number % len(self._truths)] if self._truths else None
             yield frame, time.monotonic() if self.is_webcam else number / self.fps
 
     def __exit__(self, *exception):
@@ -61,13 +64,13 @@ class Camera(AbstractContextManager):
 
 
 @contextmanager
-def film_writer(path, fps, codec=None):
+def film_writer(path, fps):
     """Yield a function that adds BGR frames of one size to a .mp4 or .webm, all or nothing."""
-    codecs = {".mp4": "vp09", ".webm": "VP90"}  # VP9 unless told, because browsers play it
+    codecs = {".mp4": "vp09", ".webm": "VP90"}  # VP9, because browsers play it
     if (suffix := Path(path).suffix) not in codecs:
         raise EmoError(f"cannot record to {path}; the name must end in .mp4 or .webm")
     with atomic_path(path) as temporary:
-        film, code = cv2.VideoWriter(), cv2.VideoWriter.fourcc(*(codec or codecs[suffix]))
+        film, code = cv2.VideoWriter(), cv2.VideoWriter.fourcc(*codecs[suffix])
 
         def write(frame_bgr):
             size = frame_bgr.shape[1::-1]

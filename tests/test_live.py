@@ -1,3 +1,5 @@
+from itertools import islice
+
 import cv2
 import numpy as np
 import pandas as pd
@@ -142,3 +144,26 @@ def test_bad_input(recognizer, detector, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["text.mp4"]
     with pytest.raises(EmoError, match="smoothing"):
         LivePipeline(recognizer, detector, smoothing=-1)
+
+
+def test_the_drawn_face_is_the_one_that_synth_draws():
+    """The film beside the module can be made again: `emo synth --dest emo/assets/face.webm`."""
+    with Camera("synthetic") as camera:
+        seen = [(frame, at, camera.truth) for frame, at in camera]
+    for i, (drawn, truth) in enumerate(synth.animate()):
+        frame, at, known = seen[i]
+        assert at == pytest.approx(truth["time"])
+        assert tuple(known[name] for name in ("x", "y", "width", "height")) == truth["bbox"]
+        assert known["emotion"] == truth["emotion"]
+        assert known["valence"] == pytest.approx(truth["valence"], abs=1e-3)
+        if i % 30 == 0:
+            assert np.abs(frame.astype(int) - drawn).mean() < 4  # VP9 loses a little
+    assert len(seen) == i + 1
+
+
+def test_the_drawn_face_starts_again():
+    with Camera("synthetic", loop=True) as camera:
+        seen = [(frame, at, camera.truth) for frame, at in islice(camera, 190)]
+    assert np.array_equal(seen[0][0], seen[180][0])
+    assert seen[180][2] == seen[0][2]
+    assert [at for _, at, _ in seen] == sorted(at for _, at, _ in seen)

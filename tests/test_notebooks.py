@@ -9,7 +9,6 @@ import run_course
 
 SMALL = {"01": {"count": 240}, "03": {"epochs": 1, "image_size": 32, "batch_size": 32}}
 SMALL["02"] = {"answers": [i % 8 for i in range(24)]}  # a learner who never looks at the faces
-SMALL["06"] = {"seconds": 3}
 PATHS = run_course.NOTEBOOKS
 
 
