@@ -3,7 +3,6 @@
 from importlib import import_module
 
 _NAMES = {  # room → its public names, imported when first used: PyTorch and friends take seconds
-    "errors": ["EmoError"],
     "evaluation": ["evaluate"],
     "export": ["export_to_keras", "export_to_onnx", "export_to_torchscript"],
     "faces": ["MediaPipeFaceDetector"],
@@ -13,7 +12,14 @@ _NAMES = {  # room → its public names, imported when first used: PyTorch and f
     "train": ["fit"],
 }
 _ROOM_OF = {name: room for room, names in _NAMES.items() for name in names}
-__all__ = list(_ROOM_OF)
+__all__ = ["EmoError", *_ROOM_OF]
+
+
+class EmoError(ValueError):
+    """Say what was got, what was expected and what to do next, in one sentence.
+
+    The command line prints it without a traceback and exits with code 2.
+    """
 
 
 def __getattr__(name):

@@ -14,8 +14,8 @@ import pandas as pd
 import torch
 import traitlets
 
+from emo import EmoError
 from emo.emotions import COLOURS, EMOTIONS
-from emo.errors import EmoError
 from emo.live import LivePipeline, faces_table
 from emo.recognize import create_recognizer
 from emo.window import DRAWN

@@ -14,11 +14,10 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 from tyro.conf import Positional
 
-from emo import evaluation
+from emo import EmoError, evaluation
 from emo.audit import audit, class_table, summarise, write_quarantine
 from emo.dataset import pack_images, split_manifest
 from emo.download import download_kaggle, unpack_archive
-from emo.errors import EmoError
 from emo.export import FILES, export_run
 from emo.faces import MediaPipeFaceDetector
 from emo.files import atomic_path, work_folder

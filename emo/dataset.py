@@ -15,8 +15,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
+from emo import EmoError
 from emo.emotions import PROBABILITY_COLUMNS
-from emo.errors import EmoError
 from emo.files import read_json, work_folder, write_json
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB: what the pretrained backbones were fed

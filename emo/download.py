@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 import requests
 from tqdm.auto import tqdm
 
-from emo.errors import EmoError
+from emo import EmoError
 from emo.files import atomic_path, read_json, user_cache, write_json
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}

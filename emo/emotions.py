@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from emo.errors import EmoError
+from emo import EmoError
 
 EMOTIONS = ("Neutral", "Happy", "Sad", "Surprise", "Fear", "Disgust", "Anger", "Contempt")
 PROBABILITY_COLUMNS = tuple(f"p_{name.lower()}" for name in EMOTIONS)

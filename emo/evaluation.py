@@ -12,9 +12,8 @@ from matplotlib.figure import Figure
 from scipy.stats import entropy
 from tqdm.auto import tqdm
 
-from emo import metrics, plots
+from emo import EmoError, metrics, plots
 from emo.emotions import EMOTIONS, PROBABILITY_COLUMNS
-from emo.errors import EmoError
 from emo.files import atomic_path, read_json, write_json
 from emo.recipes import TrainConfig
 from emo.recognize import NOT_SURE, create_recognizer

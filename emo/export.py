@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from emo.errors import EmoError
+from emo import EmoError
 from emo.evaluation import compute_metrics, predict_dataset
 from emo.files import atomic_path, write_json
 from emo.model import load_model, save_weights

@@ -9,8 +9,8 @@ from operator import attrgetter
 import cv2
 import numpy as np
 
+from emo import EmoError
 from emo.download import face_model_path
-from emo.errors import EmoError
 
 DEFAULT_MARGIN = 0.2  # of the box's longer side, added on each of the four sides
 _place = attrgetter("origin_x", "origin_y", "width", "height")  # of MediaPipe's bounding box

@@ -8,7 +8,7 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
-from emo.errors import EmoError
+from emo import EmoError
 
 
 @contextmanager

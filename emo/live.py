@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from emo import EmoError
 from emo.emotions import COLOURS, EMOTIONS, PROBABILITY_COLUMNS
-from emo.errors import EmoError
 from emo.faces import MediaPipeFaceDetector, crop_face
 from emo.recognize import NOT_SURE
 

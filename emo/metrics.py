@@ -3,8 +3,8 @@
 import numpy as np
 from scipy import optimize, special
 
+from emo import EmoError
 from emo.emotions import EMOTIONS
-from emo.errors import EmoError
 
 CLASSES = len(EMOTIONS)
 

@@ -9,8 +9,8 @@ from urllib.error import URLError
 import torch
 from torch.nn import Identity, Linear, Module, ReLU, Sequential, Tanh
 
+from emo import EmoError
 from emo.emotions import EMOTIONS
-from emo.errors import EmoError
 from emo.files import atomic_path
 
 HIDDEN = 256  # width of both heads; half of ResNet-18's 512 features

@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from emo import EmoError, metrics
 from emo.dataset import IMAGE_MEAN, IMAGE_STD, LUMA, resize_face
 from emo.emotions import EMOTIONS
-from emo.errors import EmoError
 from emo.faces import DEFAULT_MARGIN, crop_face
 from emo.files import read_json
-from emo.metrics import softmax
 from emo.model import load_model
 
 CHUNK = 64  # faces in one forward pass, so that a long list does not fill the memory
@@ -78,7 +77,7 @@ class EmotionRecognizer:
     def predict_batch(self, tensors):
         """Predict faces (B, 3, S, S); returns a list of B dicts as `predict` does."""
         logits, va = self.run(tensors)
-        probabilities = softmax(logits, self.temperature)
+        probabilities = metrics.softmax(logits, self.temperature)
         return [self._result(p, v) for p, v in zip(probabilities, va, strict=True)]
 
     def run(self, tensors):

@@ -5,12 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from emo.dataset import FaceDataset, pack_images, split_manifest
-from emo.errors import EmoError
+from emo import EmoError, dataset, sources
 from emo.files import atomic_path, read_json, write_json
 from emo.model import load_torch, save_torch, save_weights
 from emo.recipes import RECIPES, TrainConfig
-from emo.sources import fill_derived_va, read_dataset
 
 
 def open_run(config, resume):
@@ -51,8 +49,10 @@ def load_manifest(config, folder=None):
     if folder and (Path(folder) / "manifest.csv").is_file():
         return read_manifest(Path(folder) / "manifest.csv")
     options = {"labels": config.labels, "class_order": config.class_order}
-    manifest = read_dataset(config.data_dir, config.layout, **options)
-    return split_manifest(fill_derived_va(manifest) if config.derive_va else manifest, config.seed)
+    manifest = sources.read_dataset(config.data_dir, config.layout, **options)
+    return dataset.split_manifest(
+        sources.fill_derived_va(manifest) if config.derive_va else manifest, config.seed
+    )
 
 
 def load_data(config, folder=None):
@@ -62,10 +62,12 @@ def load_data(config, folder=None):
 
 def pack(config, manifest):
     """Pack the images of a manifest: (FaceDataset, colour)."""
-    images, kept, colour = pack_images(manifest, config.data_dir, config.image_size, config.pack)
+    images, kept, colour = dataset.pack_images(
+        manifest, config.data_dir, config.image_size, config.pack
+    )
     if missing := len(manifest) - len(kept):
         print(f"{missing:,} unreadable images are skipped: emo check --data-dir {config.data_dir}")
-    return FaceDataset(images, kept), colour
+    return dataset.FaceDataset(images, kept), colour
 
 
 def save_epoch(folder, config, manifest, state):

@@ -13,9 +13,8 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from emo import emotions
+from emo import EmoError, emotions
 from emo.download import IMAGE_SUFFIXES
-from emo.errors import EmoError
 from emo.files import atomic_path, work_folder
 
 SPLITS = {"train": "train", "training": "train", "train_set": "train"}

@@ -8,8 +8,8 @@ import pandas as pd
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
+from emo import EmoError
 from emo.emotions import CLASS_MEAN_VA, EMOTIONS, emotion_id
-from emo.errors import EmoError
 from emo.files import atomic_path
 from emo.portrait import FACE, render, true_box
 

@@ -15,10 +15,9 @@ from accelerate.utils import broadcast
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from emo import metrics
+from emo import EmoError, metrics
 from emo.dataset import augment, make_loader, normalise
 from emo.emotions import EMOTIONS
-from emo.errors import EmoError
 from emo.faces import DEFAULT_MARGIN, MediaPipeFaceDetector, measure_crop_margin
 from emo.losses import MultiTaskLoss, multitask_loss
 from emo.model import EmotionOutput, create_model, load_model

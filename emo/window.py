@@ -12,7 +12,7 @@ import cv2
 import pandas as pd
 from tqdm.auto import tqdm
 
-from emo.errors import EmoError
+from emo import EmoError
 from emo.faces import quiet_stderr
 from emo.files import atomic_path
 from emo.live import draw_overlay, faces_table

@@ -7,9 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from emo import TrainConfig, fit, synth
+from emo import EmoError, TrainConfig, fit, synth
 from emo.download import face_model_path
-from emo.errors import EmoError
 
 
 def missing(reason):

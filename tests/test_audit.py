@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from emo import EmoError
 from emo.audit import audit, class_table, summarise, write_quarantine
 from emo.dataset import decode, pack_images, split_manifest
-from emo.errors import EmoError
 from emo.files import work_folder
 from emo.sources import QUARANTINE, read_dataset
 

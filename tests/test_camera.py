@@ -11,12 +11,11 @@ import pytest
 from jupyter_client.manager import start_new_kernel
 from nbclient import NotebookClient
 
+from emo import EmoError, synth
 from emo import camera as module
-from emo import synth
 from emo.camera import EmotionCamera
 from emo.dataset import IMAGE_MEAN, IMAGE_STD
 from emo.emotions import COLOURS, PROBABILITY_COLUMNS
-from emo.errors import EmoError
 from emo.live import LivePipeline, overlap
 from emo.model import create_model, save_weights
 from emo.recognize import create_recognizer

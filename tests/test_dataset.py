@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from emo import dataset
+from emo import EmoError, dataset
 from emo.dataset import (
     FaceDataset,
     augment,
@@ -18,7 +18,6 @@ from emo.dataset import (
     resize_face,
     split_manifest,
 )
-from emo.errors import EmoError
 from emo.sources import read_dataset
 
 

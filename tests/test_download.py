@@ -17,9 +17,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from emo import download
+from emo import EmoError, download
 from emo.download import download_kaggle, face_model_path, has_kaggle_token, unpack_archive
-from emo.errors import EmoError
 
 TOKEN = "KGAT_0123456789abcdef"  # noqa: S105 - made up
 FACES = {"happy/a.jpg": b"a" * 5000, "sad/a.jpg": b"b" * 300, "labels.csv": b"pth,label\n"}

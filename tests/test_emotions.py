@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from emo import EmoError
 from emo.emotions import CLASS_MEAN_VA, COLOURS, EMOTIONS, derive_va, emotion_id, ids_of_order
-from emo.errors import EmoError
 
 
 def test_affectnet_order():

@@ -5,10 +5,9 @@ import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
-from emo import evaluate
+from emo import EmoError, evaluate
 from emo.dataset import FaceDataset
 from emo.emotions import PROBABILITY_COLUMNS
-from emo.errors import EmoError
 from emo.evaluation import compare, compute_metrics, headline, read_predictions, write_report
 from emo.files import read_json
 from emo.metrics import softmax

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from emo import (
+    EmoError,
     create_model,
     create_recognizer,
     export_to_keras,
@@ -18,7 +19,6 @@ from emo import (
     export_to_torchscript,
 )
 from emo import export as export_module
-from emo.errors import EmoError
 from emo.export import FILES, export_run
 from emo.files import read_json
 

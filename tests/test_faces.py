@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from emo import MediaPipeFaceDetector, synth
-from emo.errors import EmoError
+from emo import EmoError, MediaPipeFaceDetector, synth
 from emo.faces import crop_face, measure_crop_margin
 from emo.live import overlap
 

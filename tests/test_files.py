@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from emo.errors import EmoError
+from emo import EmoError
 from emo.files import atomic_path, read_json, write_json
 
 

@@ -5,8 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from emo import MediaPipeFaceDetector, create_recognizer, synth
-from emo.errors import EmoError
+from emo import EmoError, MediaPipeFaceDetector, create_recognizer, synth
 from emo.live import LivePipeline, draw_overlay, faces_table, overlap
 from emo.window import Camera, film_writer, run_live
 

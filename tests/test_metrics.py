@@ -6,8 +6,7 @@ from sklearn.metrics import confusion_matrix, f1_score, log_loss, precision_reca
 from torchmetrics.functional import concordance_corrcoef
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from emo import metrics
-from emo.errors import EmoError
+from emo import EmoError, metrics
 
 
 @pytest.fixture(params=range(5))

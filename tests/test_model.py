@@ -4,8 +4,7 @@ import pytest
 import torch
 from torchvision.models import mobilenet_v2, resnet18
 
-from emo import create_model
-from emo.errors import EmoError
+from emo import EmoError, create_model
 from emo.model import load_model, save_weights
 
 

@@ -8,12 +8,11 @@ import cv2
 import numpy as np
 import pytest
 
-from emo import MediaPipeFaceDetector, create_recognizer, synth
+from emo import EmoError, MediaPipeFaceDetector, create_recognizer, synth
 from emo.cli import main
 from emo.emotions import EMOTIONS, PROBABILITY_COLUMNS
-from emo.errors import EmoError
 from emo.predict import AHEAD, find_files, predict_files, table_of
-from emo.window import Camera, film_writer
+from emo.window import film_writer
 
 
 def emo(*args):
@@ -56,7 +55,7 @@ def test_files_folders_and_patterns(album):
     assert find_files([f"{album}/**/t*.jpg"]) == [album / "sub" / "two.jpg"]
     for nothing in (f"{album}/*.gif", "nowhere", album.parent / "empty"):
         (album.parent / "empty").mkdir(exist_ok=True)
-        with pytest.raises(EmoError, match="is no file, and no folder"):
+        with pytest.raises(EmoError, match="is no file, and no folder or pattern"):
             find_files([nothing])
 
 
@@ -97,12 +96,10 @@ def test_annotated_copies(recognizer, face_model, album, tmp_path):
         with pytest.raises(EmoError, match="would replace"):
             predict_files(recognizer, files, detector, album)
     copies = sorted(p.name for p in (tmp_path / "copies").rglob("*.*"))
-    assert copies == ["film.mp4", "one.png", "two.jpg", "wall.png"]
+    assert copies == ["one.png", "two.jpg", "wall.png"]  # of a film: emo live --record
     before, after = (cv2.imread(str(p / "one.png")) for p in (album, tmp_path / "copies"))
     assert before.shape == after.shape
     assert (before != after).any()
-    with Camera(tmp_path / "copies" / "film.mp4") as film:
-        assert sum(1 for _ in film) == AHEAD + 3
 
 
 def test_ctrl_c_keeps_what_is_done(recognizer, album, monkeypatch, capsys):
@@ -120,7 +117,7 @@ def test_ctrl_c_keeps_what_is_done(recognizer, album, monkeypatch, capsys):
         paths.append(album / f"{i}.png")
         shutil.copy(album / "one.png", paths[-1])
     assert len(predict_files(recognizer, paths)) == AHEAD
-    assert f"stopped after {AHEAD} of {2 * AHEAD} files" in capsys.readouterr().err
+    assert f"stopped after {AHEAD} images" in capsys.readouterr().err
 
 
 def test_command(run, face_model, album, tmp_path, capsys):
@@ -161,4 +158,4 @@ def test_processes_share_the_files(run, face_model, album, tmp_path):
             assert float(a["confidence"]) == pytest.approx(float(b["confidence"]), abs=1e-3)
     names = [sorted(p.name for p in (tmp_path / n).rglob("*.*")) for n in ("one", "two")]
     assert names[0] == names[1]
-    assert len(names[0]) == 4
+    assert len(names[0]) == 3

@@ -13,7 +13,7 @@ import emo
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 FLOORS = (
-    "errors files emotions metrics losses plots model portrait synth download sources dataset "
+    "files emotions metrics losses plots model portrait synth download sources dataset "
     "audit faces recognize recipes runs train evaluation export live window predict camera bench "
     "cli __main__ __init__"
 ).split()

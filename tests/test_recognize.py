@@ -6,10 +6,16 @@ import onnx
 import pytest
 import torch
 
-from emo import EmotionPreprocessor, MediaPipeFaceDetector, create_recognizer, export_to_onnx, synth
+from emo import (
+    EmoError,
+    EmotionPreprocessor,
+    MediaPipeFaceDetector,
+    create_recognizer,
+    export_to_onnx,
+    synth,
+)
 from emo.dataset import FaceDataset, normalise, pack_images
 from emo.emotions import EMOTIONS
-from emo.errors import EmoError
 from emo.faces import crop_face
 from emo.files import read_json, write_json
 from emo.model import create_model, load_model, save_weights

@@ -5,9 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from emo import EmoError
 from emo.dataset import split_manifest
 from emo.emotions import CLASS_MEAN_VA, EMOTIONS, ids_of_order
-from emo.errors import EmoError
 from emo.sources import detect_layout, fill_derived_va, read_dataset, va_state
 
 

@@ -7,9 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from emo import synth
+from emo import EmoError, synth
 from emo.emotions import CLASS_MEAN_VA
-from emo.errors import EmoError
 
 UPPER = ("AU1", "AU2", "AU4", "AU5", "AU7", "AU43")
 LOWER = ("AU10", "AU12", "AU15", "AU17", "AU20", "AU23", "AU25", "AU26")

@@ -12,9 +12,8 @@ import pandas as pd
 import pytest
 import torch
 
-from emo import TrainConfig, create_model, fit
+from emo import EmoError, TrainConfig, create_model, fit
 from emo.dataset import make_loader, normalise
-from emo.errors import EmoError
 from emo.files import read_json
 from emo.losses import multitask_loss
 from emo.model import load_model
