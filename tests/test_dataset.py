@@ -1,5 +1,7 @@
 import json
 import shutil
+import tracemalloc
+from collections import deque
 
 import cv2
 import numpy as np
@@ -7,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from emo import EmoError, dataset
+from emo import EmoError, bench, dataset
 from emo.dataset import (
     FaceDataset,
     augment,
@@ -268,3 +270,29 @@ def test_a_jpeg_that_was_cut_off_is_no_image(faces, tmp_path):
     (tmp_path / "longer.jpg").write_bytes(data + b"what some cameras append")
     assert decode(tmp_path / "cut.jpg") is None
     assert np.array_equal(decode(tmp_path / "longer.jpg"), decode(path))
+
+
+def peak_megabytes(function):
+    """Most memory that Python and NumPy hold during a call; mapped files do not count."""
+    tracemalloc.start()
+    function()
+    peak = tracemalloc.get_traced_memory()[1] / 1e6
+    tracemalloc.stop()
+    return peak
+
+
+@pytest.mark.slow
+def test_400_000_images_need_little_memory(tmp_path):
+    rows = 400_000
+    root = bench.write_large(tmp_path / "large", rows)
+    assert peak_megabytes(lambda: split_manifest(read_dataset(root))) < 1000
+    shape = (rows, 64, 64, 3)  # of a pack that is a hole in the disk, and takes no room there
+    images = np.lib.format.open_memmap(tmp_path / "p.npy", "w+", np.uint8, shape)
+
+    def epoch():
+        labels = {"image_path": [f"images/{i:06d}.jpg" for i in range(rows)], "emotion": 0}
+        labels = pd.DataFrame(labels).assign(valence=0.1, arousal=0.1, split="train")
+        faces = FaceDataset(images, labels)
+        deque(make_loader(faces, 64, shuffle=True), maxlen=0)
+
+    assert peak_megabytes(epoch) < 1000

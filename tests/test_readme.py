@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from emo import synth
+from emo import bench, synth
 from emo.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +35,7 @@ def test_the_readme_shows_every_command():
 
 def test_commands_run_in_the_order_of_the_readme(face_model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench, "SIZES", (32,))
     cv2.imwrite("photo.jpg", next(iter(synth.animate(seconds=1, fps=1)))[0])
     for command in offline():
         args = shlex.split(command)
