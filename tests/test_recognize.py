@@ -1,3 +1,4 @@
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
@@ -184,3 +185,10 @@ def test_threads_do_not_mix_up_answers(run):
     expected = [recognizer.predict(tensor) for tensor in tensors]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(recognizer.predict, tensors * 5)) == expected * 5
+
+
+def test_without_keras_the_extra_is_named(monkeypatch, tmp_path):
+    (tmp_path / "m.h5").write_bytes(b"whatever")
+    monkeypatch.setitem(sys.modules, "keras", None)  # as if it were not installed
+    with pytest.raises(EmoError, match=r"pip install 'emo\[keras\]'"):
+        create_recognizer(tmp_path / "m.h5")
