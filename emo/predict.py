@@ -4,7 +4,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from glob import escape, glob
-from itertools import chain, islice
+from itertools import islice
 from os.path import commonpath
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from emo.live import Face, draw_overlay, fill
 from emo.window import Camera
 
 FILM_SUFFIXES = {".mp4", ".webm", ".avi", ".mov", ".mkv", ".m4v"}
-AHEAD = 16  # images in which faces are found while the model reads those of the 16 before
+TOGETHER = 16  # images whose faces are read in one forward pass
 BOX, ANSWER = ["x", "y", "width", "height"], ["emotion", "confidence", *PROBABILITY_COLUMNS]
 COLUMNS = ["image_path", "time", "face", *BOX, "score", *ANSWER, "valence", "arousal", "note"]
 
@@ -95,9 +95,9 @@ def _images(paths):
 
 
 def _read(recognizer, detector, images):
-    """Yield the rows of each image; many faces are read at once, while others are found."""
+    """Yield the rows of each image."""
 
-    def look(item):  # in a thread, because decoding and the detector leave a core free
+    def look(item):
         facts, image = item
         image = dataset.decode(facts["image_path"]) if image is None else image
         if image is None:
@@ -106,15 +106,11 @@ def _read(recognizer, detector, images):
             return facts, [{}], recognizer.preprocessor.preprocess_cv2(image)
         return facts | {"note": "no face found"}, *recognizer.find(image, detector)
 
-    ahead = []
     with ThreadPoolExecutor() as pool:
-        # The last, empty part is there for the answers to the one before it.
-        for part in chain(iter(lambda: list(islice(images, AHEAD)), []), [[]]):
-            found, ahead = ahead, [pool.submit(look, item) for item in part]
-            found = [task.result() for task in found]
-            tensors = [tensor for *_, tensor in found]
-            results = iter(recognizer.predict_batch(torch.cat(tensors)) if found else ())
-            for facts, places, _ in found:
+        # In turns with the model: beside its threads, these would keep it from the cores.
+        while part := list(pool.map(look, islice(images, TOGETHER))):
+            results = iter(recognizer.predict_batch(torch.cat([tensor for *_, tensor in part])))
+            for facts, places, _ in part:
                 faces = [{"face": i} | place | next(results) for i, place in enumerate(places)]
                 note = facts.pop("note", "")
                 yield [facts | face for face in faces] or [facts | {"note": note}]

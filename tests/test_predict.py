@@ -11,7 +11,7 @@ import pytest
 from emo import EmoError, MediaPipeFaceDetector, create_recognizer, synth
 from emo.cli import main
 from emo.emotions import EMOTIONS, PROBABILITY_COLUMNS
-from emo.predict import AHEAD, find_files, predict_files, table_of
+from emo.predict import TOGETHER, find_files, predict_files, table_of
 from emo.window import film_writer
 
 
@@ -43,7 +43,7 @@ def album(scene, tmp_path):
     (root / ".hidden.png").write_text("hello")
     (root / "broken.mp4").write_text("hello")
     with film_writer(root / "film.mp4", 10) as write:
-        for _ in range(AHEAD + 3):
+        for _ in range(TOGETHER + 3):
             write(scene)
     return root
 
@@ -72,8 +72,8 @@ def test_one_row_a_face(recognizer, face_model, album, scene):
     notes = {name: part["note"].iloc[0] for name, part in of.items()}
     assert notes["text.png"] == notes["broken.mp4"] == "unreadable"
     assert notes["wall.png"] == "no face found"
-    assert len(of["film.mp4"]) == AHEAD + 3
-    assert of["film.mp4"]["time"].tolist() == pytest.approx(np.arange(AHEAD + 3) / 10)
+    assert len(of["film.mp4"]) == TOGETHER + 3
+    assert of["film.mp4"]["time"].tolist() == pytest.approx(np.arange(TOGETHER + 3) / 10)
     assert of["sub/two.jpg"]["face"].tolist() == [0, 1]
     row = next(row for row in rows if row["image_path"].endswith("one.png"))
     assert {n: row[n] for n in ("bbox", "score", "emotion")}.items() <= alone.items()
@@ -113,11 +113,11 @@ def test_ctrl_c_keeps_what_is_done(recognizer, album, monkeypatch, capsys):
 
     monkeypatch.setattr(recognizer, "predict_batch", interrupted)
     paths = []
-    for i in range(2 * AHEAD):
+    for i in range(2 * TOGETHER):
         paths.append(album / f"{i}.png")
         shutil.copy(album / "one.png", paths[-1])
-    assert len(predict_files(recognizer, paths)) == AHEAD
-    assert f"stopped after {AHEAD} images" in capsys.readouterr().err
+    assert len(predict_files(recognizer, paths)) == TOGETHER
+    assert f"stopped after {TOGETHER} images" in capsys.readouterr().err
 
 
 def test_command(run, face_model, album, tmp_path, capsys):
@@ -127,7 +127,7 @@ def test_command(run, face_model, album, tmp_path, capsys):
     assert "skipped, because unreadable: " in printed
     with open(tmp_path / "faces.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == AHEAD + 3 + 6
+    assert len(rows) == TOGETHER + 3 + 6
     assert {row["face"] for row in rows} == {"", "0", "1"}
     emo("predict", "--json", *options, tmp_path / "faces.json")
     printed = json.loads(capsys.readouterr().out)
