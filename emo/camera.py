@@ -102,9 +102,6 @@ class EmotionCamera(anywidget.AnyWidget):
     def __repr__(self):
         return f"EmotionCamera(source={self.source!r})"
 
-    def _tell(self, view, text):
-        self.send({"kind": "status", "view": view, "text": text})
-
     @traitlets.observe("smoothing")
     def _smooth(self, change):
         if self._pipeline is not None:
@@ -157,7 +154,7 @@ class EmotionCamera(anywidget.AnyWidget):
 
     def _load(self, view):
         """Open detector and model; a failure is kept, so that frames don't repeat it."""
-        self._tell(view, "loading the detector and the model")
+        self.send({"kind": "status", "view": view, "text": "loading the detector and the model"})
         try:
             recognizer = self._model
             if isinstance(recognizer, str | Path):
@@ -184,9 +181,7 @@ def _message(face, shape):
 @cache
 def _film_truths():
     """Return the truth of each frame of the simulated camera, its box as shares of the frame."""
-    truths = pd.read_csv(DRAWN.with_suffix(".csv")).to_dict("records")
-    for truth in truths:
-        truth["emotion"] = EMOTIONS[truth["emotion"]]
-        box = [truth.pop(name) for name in ("x", "y", "width", "height")]
-        truth["box"] = np.divide(box, (640, 480, 640, 480)).tolist()
-    return truths
+    truths, place = pd.read_csv(DRAWN.with_suffix(".csv")), ["x", "y", "width", "height"]
+    boxes = truths[place].to_numpy() / (640, 480, 640, 480)
+    names = truths["emotion"].map(dict(enumerate(EMOTIONS)))
+    return truths.drop(columns=place).assign(emotion=names, box=boxes.tolist()).to_dict("records")

@@ -38,21 +38,19 @@ class Camera(AbstractContextManager):
             self._truths = pd.read_csv(DRAWN.with_suffix(".csv")).to_dict("records")
         if not self.is_webcam and not Path(source).is_file():
             raise EmoError(f"{self.source!r} is no camera number, no film and not 'synthetic'")
-        self._opened, self._loop = int(source) if self.is_webcam else str(source), loop
-        if not self._open():
+        self._loop = loop and bool(self._truths)
+        with quiet_stderr():  # FFmpeg says what is wrong with a film in its own words
+            self._capture.open(int(source) if self.is_webcam else str(source))
+        if not self._capture.isOpened():
             cure = "close other programs that use it, or try another or --camera synthetic"
             raise EmoError(f"--camera {self.source} could not be opened; {cure}")
         self.fps = self._capture.get(cv2.CAP_PROP_FPS) or 30.0
         self.frames = max(int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0) or None
 
-    def _open(self):
-        with quiet_stderr():  # FFmpeg says what is wrong with a film in its own words
-            return self._capture.open(self._opened)
-
     def __iter__(self):
         for number in count():
             good, frame = self._capture.read()
-            if not good and self._truths and self._loop and self._open():
+            if not good and self._loop and self._capture.set(cv2.CAP_PROP_POS_FRAMES, 0):
                 good, frame = self._capture.read()
             if not good:
                 return
