@@ -133,7 +133,7 @@ class EmotionCamera(anywidget.AnyWidget):
         return {"kind": "started"}, None
 
     def _on_frame(self, content, buffers):
-        """Find and read the faces of one JPEG; boxes are sent as shares of the frame."""
+        """Find and read the faces of a JPEG; boxes are shares of it. `index`: of a film's frame."""
         if self.retired or self._failure:
             raise EmoError(self.retired or self._failure)
         if not buffers and "jpeg" not in content:
@@ -146,8 +146,7 @@ class EmotionCamera(anywidget.AnyWidget):
             self._load(content["view"])
         seconds = content["time"] + self._offset
         faces = self._pipeline.process(frame, seconds)
-        index = content.get("index")  # of the film's frame, where the film is the camera
-        truth = None if index is None else _film_truths()[index]
+        truth = None if content.get("index") is None else _film_truths()[content["index"]]
         self._rows.extend((face, truth) for face in faces)
         found = [_message(face, frame.shape) for face in faces]
         return {"kind": "result", "time": seconds, "faces": found}, None
@@ -157,8 +156,7 @@ class EmotionCamera(anywidget.AnyWidget):
         self.send({"kind": "status", "view": view, "text": "loading the detector and the model"})
         try:
             recognizer = self._model
-            if isinstance(recognizer, str | Path):
-                # The browser shares this machine: leave it a core.
+            if isinstance(recognizer, str | Path):  # a browser on this machine keeps a core
                 threads = max(1, torch.get_num_threads() - 1) if self._local else None
                 recognizer = create_recognizer(recognizer, threads=threads)
             self._pipeline = LivePipeline(recognizer, smoothing=self.smoothing)

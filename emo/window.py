@@ -25,9 +25,8 @@ TOGGLES = {"v": "plane", "p": "bars"}  # key → part of the overlay
 class Camera(AbstractContextManager):
     """Frames (H, W, 3) BGR with their time in seconds, from a webcam, a film or a drawn face.
 
-    `source` is a camera's number ("0"), a film's path or "synthetic", a film that `emo synth`
-    drew; with `loop`, that one starts again and again. Iterate once; use it as a context manager,
-    so that the camera is released. `truth` is the label of a drawn face's latest frame, else None.
+    `source` is a camera's number ("0"), a film's path or "synthetic", which `loop` starts again
+    and again. Iterate once, in a `with` block. `truth`: a drawn face's latest label, else None.
     """
 
     def __init__(self, source="0", loop=False):
@@ -42,8 +41,7 @@ class Camera(AbstractContextManager):
         with quiet_stderr():  # FFmpeg says what is wrong with a film in its own words
             self._capture.open(int(source) if self.is_webcam else str(source))
         if not self._capture.isOpened():
-            cure = "close other programs that use it, or try another or --camera synthetic"
-            raise EmoError(f"--camera {self.source} could not be opened; {cure}")
+            raise EmoError(f"--camera {self.source} could not be opened; free it or try another")
         self.fps = self._capture.get(cv2.CAP_PROP_FPS) or 30.0
         self.frames = max(int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0) or None
 
@@ -139,8 +137,7 @@ def _show(canvas, view, due):
 @contextmanager
 def _window():
     """Open the window, or refuse before OpenCV aborts the whole process for want of a screen."""
-    screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    if sys.platform.startswith("linux") and not screen:
+    if sys.platform == "linux" and not any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY"))):
         raise EmoError("there is no display for a window; use --headless with --record or --log")
     if not cv2.currentUIFramework():  # a headless OpenCV has the functions, but they raise
         raise EmoError("this OpenCV has no windows; install opencv-contrib-python")
