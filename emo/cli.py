@@ -72,10 +72,9 @@ def check(
     drop_duplicates: bool = False,
 ):
     """Read a data set, report what is wrong with it, and put unusable images into quarantine."""
-    options = {"labels": labels, "class_order": class_order, "quarantined": True}
-    manifest = read_dataset(data_dir, layout, **options)
-    _describe(manifest, data_dir)
-    manifest = split_manifest(manifest)
+    data = read_dataset(data_dir, layout, labels=labels, class_order=class_order, quarantined=True)
+    _describe(data, data_dir)
+    manifest = split_manifest(data)
     facts = audit(manifest, data_dir)
     print(f"\n{class_table(manifest).to_string()}\n\n{summarise(manifest, facts).to_string()}")
     listed = write_quarantine(manifest, facts, data_dir, duplicates=drop_duplicates)

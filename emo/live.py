@@ -164,5 +164,6 @@ def _draw_plane(canvas, faces, va, unit):
 
 def _text(canvas, text, origin, unit):
     font, width = cv2.FONT_HERSHEY_SIMPLEX, max(round(unit), 1)
-    for grey, thick in ((0, 3 * width), (255, width)):  # outlined: readable on any background
-        cv2.putText(canvas, text, origin, font, 0.5 * unit, [grey] * 3, thick, cv2.LINE_AA)
+    for x, y, grey in ((-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, 255)):  # outline first
+        place = (origin[0] + x * width, origin[1] + y * width)
+        cv2.putText(canvas, text, place, font, 0.5 * unit, [grey] * 3, width, cv2.LINE_AA)
