@@ -102,9 +102,6 @@ class EmotionCamera(anywidget.AnyWidget):
     def __repr__(self):
         return f"EmotionCamera(source={self.source!r})"
 
-    def _tell(self, view, text):
-        self.send({"kind": "status", "view": view, "text": text})
-
     @traitlets.observe("smoothing")
     def _smooth(self, change):
         if self._pipeline is not None:
@@ -136,7 +133,7 @@ class EmotionCamera(anywidget.AnyWidget):
         return {"kind": "started"}, None
 
     def _on_frame(self, content, buffers):
-        """Find and read the faces of one JPEG; boxes are sent as shares of the frame."""
+        """Find and read the faces of a JPEG; boxes are shares of it. `index`: of a film's frame."""
         if self.retired or self._failure:
             raise EmoError(self.retired or self._failure)
         if not buffers and "jpeg" not in content:
@@ -149,19 +146,17 @@ class EmotionCamera(anywidget.AnyWidget):
             self._load(content["view"])
         seconds = content["time"] + self._offset
         faces = self._pipeline.process(frame, seconds)
-        index = content.get("index")  # of the film's frame, where the film is the camera
-        truth = None if index is None else _film_truths()[index]
+        truth = None if content.get("index") is None else _film_truths()[content["index"]]
         self._rows.extend((face, truth) for face in faces)
         found = [_message(face, frame.shape) for face in faces]
         return {"kind": "result", "time": seconds, "faces": found}, None
 
     def _load(self, view):
         """Open detector and model; a failure is kept, so that frames don't repeat it."""
-        self._tell(view, "loading the detector and the model")
+        self.send({"kind": "status", "view": view, "text": "loading the detector and the model"})
         try:
             recognizer = self._model
-            if isinstance(recognizer, str | Path):
-                # The browser shares this machine: leave it a core.
+            if isinstance(recognizer, str | Path):  # a browser on this machine keeps a core
                 threads = max(1, torch.get_num_threads() - 1) if self._local else None
                 recognizer = create_recognizer(recognizer, threads=threads)
             self._pipeline = LivePipeline(recognizer, smoothing=self.smoothing)
@@ -184,9 +179,7 @@ def _message(face, shape):
 @cache
 def _film_truths():
     """Return the truth of each frame of the simulated camera, its box as shares of the frame."""
-    truths = pd.read_csv(DRAWN.with_suffix(".csv")).to_dict("records")
-    for truth in truths:
-        truth["emotion"] = EMOTIONS[truth["emotion"]]
-        box = [truth.pop(name) for name in ("x", "y", "width", "height")]
-        truth["box"] = np.divide(box, (640, 480, 640, 480)).tolist()
-    return truths
+    truths, place = pd.read_csv(DRAWN.with_suffix(".csv")), ["x", "y", "width", "height"]
+    boxes = truths[place].to_numpy() / (640, 480, 640, 480)
+    names = truths["emotion"].map(dict(enumerate(EMOTIONS)))
+    return truths.drop(columns=place).assign(emotion=names, box=boxes.tolist()).to_dict("records")

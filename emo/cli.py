@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tomllib
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,41 +15,29 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 from tyro.conf import Positional
 
-from emo import EmoError, evaluation
+from emo import EmoError, MediaPipeFaceDetector, TrainConfig, create_recognizer, evaluation, fit
 from emo.audit import audit, class_table, summarise, write_quarantine
 from emo.dataset import pack_images, split_manifest
 from emo.download import download_kaggle, unpack_archive
 from emo.export import FILES, export_run
-from emo.faces import MediaPipeFaceDetector
 from emo.files import atomic_path, work_folder
 from emo.live import LivePipeline
 from emo.plots import plot_classes
-from emo.predict import find_files, predict_files, table_of
-from emo.recipes import TrainConfig
-from emo.recognize import create_recognizer
+from emo.predict import BOX, find_files, predict_files, table_of
 from emo.sources import QUARANTINE, read_dataset
 from emo.synth import animate, write_dataset
-from emo.train import fit
 from emo.window import Camera, film_writer, run_live
 
-
-def arg(kind, text, **options):
-    """Return the type of a parameter together with its line of the help."""
-    return Annotated[kind, tyro.conf.arg(help=text, **options)]
-
-
-Text = str | None
-ModelFile = arg(str, "Model file: .pth, .pt, .onnx or .h5.")
-Device = arg(Literal["cpu", "cuda"], "Where the model runs.")
+HELP = tomllib.loads(Path(__file__).with_name("cli.toml").read_text("utf-8"))
 SHOWN = 40  # rows of a prediction that are printed
 BENCHES = ("data", "train", "infer", "live")  # what follows `bench_` in emo/bench.py
+Text = str | None
+Json = Annotated[bool, tyro.conf.arg(name="json")]
+Device = Literal["cpu", "cuda"]
+Bench = Literal["all", *BENCHES]
 
 
-def download(
-    dest: arg(str, "New folder for the data."),
-    kaggle: arg(Text, "Kaggle data set; noamsegal/affectnet-training-data unless told.") = None,
-    archive: arg(Text, "A .zip file instead of Kaggle.") = None,
-):
+def download(dest: str, kaggle: Text = None, archive: Text = None):
     """Fetch a data set from Kaggle, or unpack an archive, into a folder."""
     if archive and kaggle:
         raise EmoError("name either --kaggle or --archive, not both")
@@ -59,13 +48,7 @@ def download(
     _describe(read_dataset(dest), dest)
 
 
-def synth(
-    dest: arg(str, "New folder for the faces, or a .webm or .mp4 film of one that moves."),
-    count: arg(int, "How many faces; a film takes no notice of it.") = 2000,
-    seed: arg(int, "The same seed gives the same bytes.") = 0,
-    size: arg(int, "Pixels a side.") = 96,
-    frontal: arg(bool, "Look into the camera: no large turns, blur or hands in the way.") = False,
-):
+def synth(dest: str, count: int = 2000, seed: int = 0, size: int = 96, frontal: bool = False):
     """Draw synthetic faces with true emotion, valence and arousal."""
     if Path(dest).suffix.lower() in (".mp4", ".webm"):
         truths, table = [], Path(dest).with_suffix(".csv")
@@ -74,8 +57,7 @@ def synth(
         with film_writer(dest, fps=15) as write:
             for frame, truth in tqdm(animate(fps=15, seed=seed), "filming", 180, unit="frame"):
                 write(frame)
-                box = dict(zip(("x", "y", "width", "height"), truth.pop("bbox"), strict=True))
-                truths.append(truth | box)
+                truths.append(truth | dict(zip(BOX, truth.pop("bbox"), strict=True)))
             pd.DataFrame(truths).round(3).to_csv(table, index=False)
         return print(f"wrote {dest} and, for each of its {len(truths)} frames, the truth: {table}")
     write_dataset(dest, count, seed=seed, size=size, frontal=frontal)
@@ -83,17 +65,16 @@ def synth(
 
 
 def check(
-    data_dir: arg(str, "Folder of the data."),
-    layout: arg(Text, "Force a layout instead of recognising it.") = None,
-    labels: arg(Literal["label", "folder"], "Which to trust on the Kaggle set.") = "label",
-    class_order: arg(Text, "What the numbers 0–7 mean: affectnet, alphabetical or ferplus.") = None,
-    drop_duplicates: arg(bool, "Quarantine all but one copy of each picture, too.") = False,
+    data_dir: str,
+    layout: Text = None,
+    labels: Literal["label", "folder"] = "label",
+    class_order: Text = None,
+    drop_duplicates: bool = False,
 ):
     """Read a data set, report what is wrong with it, and put unusable images into quarantine."""
-    options = {"labels": labels, "class_order": class_order, "quarantined": True}
-    manifest = read_dataset(data_dir, layout, **options)
-    _describe(manifest, data_dir)
-    manifest = split_manifest(manifest)
+    data = read_dataset(data_dir, layout, labels=labels, class_order=class_order, quarantined=True)
+    _describe(data, data_dir)
+    manifest = split_manifest(data)
     facts = audit(manifest, data_dir)
     print(f"\n{class_table(manifest).to_string()}\n\n{summarise(manifest, facts).to_string()}")
     listed = write_quarantine(manifest, facts, data_dir, duplicates=drop_duplicates)
@@ -110,22 +91,19 @@ def check(
     print(f"faces of each class: {place / 'classes.png'}; do they look like their labels?")
 
 
-def train(
-    config: arg(TrainConfig, "What the run depends on."),
-    resume: arg(bool, "Go on from the last finished epoch of this run.") = False,
-):
+def train(config: TrainConfig, resume: bool = False):
     """Train both heads and write a run folder."""
     fit(config, resume=resume)
 
 
 def evaluate(
-    run: arg(Text, "Run folder.") = None,
-    model: arg(Text, "A model file instead of a run.") = None,
-    data_dir: arg(Text, "Data other than the run's own.") = None,
-    split: arg(Literal["train", "val", "test"], "Part of the data.") = "test",
-    output_dir: arg(Text, "Where to write; the run's folder unless told.") = None,
-    against: arg(Text, "Another run, evaluated on the same images, to compare with.") = None,
-    by: arg(str, "Column of the manifest whose groups are compared.") = "skin_tone",
+    run: Text = None,
+    model: Text = None,
+    data_dir: Text = None,
+    split: Literal["train", "val", "test"] = "test",
+    output_dir: Text = None,
+    against: Text = None,
+    by: str = "skin_tone",
 ):
     """Score a run, or a model file on other data; write metrics, predictions and a report."""
     lines = evaluation.headline(evaluation.evaluate(**locals()))
@@ -134,21 +112,18 @@ def evaluate(
     print(f"wrote {Path(output_dir or run or Path(model).parent) / 'report.html'}")
 
 
-def export(
-    run: arg(str, "Run folder."),
-    formats: arg(tuple[Literal[*FILES], ...], "Which formats.") = tuple(FILES),
-):
+def export(run: str, formats: tuple[Literal[*FILES], ...] = tuple(FILES)):
     """Write a run's model in other formats and prove that they agree with PyTorch."""
     print(export_run(run, formats).T.to_string(float_format="{:.4g}".format))
 
 
 def predict(
-    files: arg(Positional[tuple[str, ...]], "Images, films, folders or patterns such as a/*.jpg."),
-    model: ModelFile,
-    crops: arg(bool, "The images are faces already: detect nothing.") = False,
-    json_: arg(bool, "Print JSON instead of a table.", name="json") = False,
-    output: arg(Text, "File for all rows (.csv or .json).") = None,
-    annotate: arg(Text, "Folder for copies with boxes and labels drawn on.") = None,
+    files: Positional[tuple[str, ...]],
+    model: str,
+    crops: bool = False,
+    json_: Json = False,
+    output: Text = None,
+    annotate: Text = None,
     device: Device = "cpu",
 ):
     """Find the faces in photos and films and predict emotion, valence and arousal."""
@@ -165,13 +140,9 @@ def predict(
         return
     table, text = table_of(rows), json.dumps(rows, indent=2)
     if output:
-        content = (
-            table.to_csv(index=False, float_format="%.6g")
-            if output.endswith(".csv")
-            else f"{text}\n"
-        )
+        flat = table.to_csv(index=False, float_format="%.6g")
         with atomic_path(output) as temporary:
-            temporary.write_text(content, "utf-8")
+            temporary.write_text(flat if output.endswith(".csv") else f"{text}\n", "utf-8")
     if json_:
         return print(text)
     columns = ["image_path", "time", "emotion", "confidence", "valence", "arousal", "note"]
@@ -179,22 +150,21 @@ def predict(
     print(table[:SHOWN].to_string(index=False, na_rep="", float_format="{:.2f}".format))
     if len(table) > SHOWN:
         print(f"… {len(table) - SHOWN} more" + ("" if output else ": --output FILE.csv keeps them"))
-    unread = [row["image_path"] for row in rows if row.get("note") == "unreadable"]
-    if unread:
+    if unread := [row["image_path"] for row in rows if row.get("note") == "unreadable"]:
         print(f"skipped, because unreadable: {', '.join(unread)}")
     if "valence" in table and recognizer.va == "derived":
         print("valence and arousal: what the model makes of class means (derived from the class)")
 
 
 def live(
-    model: ModelFile,
-    camera: arg(str, 'Camera number, film file or "synthetic".') = "0",
+    model: str,
+    camera: str = "0",
     device: Device = "cpu",
-    headless: arg(bool, "No window: for films, with --record or --log.") = False,
-    record: arg(Text, "Annotated film to write (.mp4 or .webm).") = None,
-    log: arg(Text, "CSV of numbers to write.") = None,
-    smoothing: arg(float, "Time constant in seconds; 0 shows raw predictions.") = 0.3,
-    min_detection_confidence: arg(float, "Of the face detector, 0 to 1.") = 0.5,
+    headless: bool = False,
+    record: Text = None,
+    log: Text = None,
+    smoothing: float = 0.3,
+    min_detection_confidence: float = 0.5,
 ):
     """Run the live demo on a camera, a film or a synthetic face. Keys: q quit, v, p, s."""
     recognizer = create_recognizer(model, device=device)
@@ -208,11 +178,7 @@ def live(
         print(f"wrote {path}")
 
 
-def bench(
-    what: arg(Positional[Literal["all", *BENCHES]], "Which measurement.") = "all",
-    json_: arg(bool, "Print JSON instead of tables.", name="json") = False,
-    plot: arg(Text, "Picture file for the frames a second of `infer`.") = None,
-):
+def bench(what: Positional[Bench] = "all", json_: Json = False, plot: Text = None):
     """Measure speed on this machine, as ratios within one run."""
     from emo import bench as room  # here, because its torchvision takes seconds
 
@@ -230,11 +196,17 @@ def bench(
     print(json.dumps(found, indent=2) if json_ else f"\n{found['machine']}")
 
 
+COMMANDS = (download, synth, check, train, evaluate, export, predict, live, bench)
+for command in COMMANDS:
+    for name, text in HELP[command.__name__].items():
+        kind = command.__annotations__[name]
+        command.__annotations__[name] = Annotated[kind, tyro.conf.arg(help=text)]
+
+
 def main(args=None):
     """Run one command; a mistake of the user gives one sentence and exit code 2."""
     try:
-        functions = (download, synth, check, train, evaluate, export, predict, live, bench)
-        commands = {function.__name__: function for function in functions}
+        commands = {command.__name__: command for command in COMMANDS}
         options = {"prog": "emo", "args": args, "config": (tyro.conf.OmitArgPrefixes,)}
         tyro.extras.subcommand_cli_from_dict(commands, description=__doc__, **options)
     except (EmoError, OSError) as error:

@@ -27,10 +27,7 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 MARKER = ".emo-source.json"  # inside an unpacked folder: where its files come from
 BOMB_RATIO, BOMB_BYTES = 200, 1 << 30  # images hardly shrink; below 1 GiB nobody is harmed
 WAITS = (1, 2, 4, 8)  # seconds between the tries of a download
-KAGGLE_STEPS = """To get a token:
-  1. Sign in at https://www.kaggle.com/settings/api and click "Generate New Token".
-  2. Save it as ~/.kaggle/access_token, or set KAGGLE_API_TOKEN (in Colab: as a secret).
-  3. Run this again. Without an account: use an archive you have, or synthetic faces."""
+KAGGLE_STEPS = Path(__file__).with_name("kaggle.md").read_text("utf-8").rstrip()
 FACE_MODEL = "face_detection_short_range.tflite"  # Google's, Apache-2.0
 FACE_MODEL_SHA256 = "bbff11cebd1eb27a1e004cae0b0e63ec8c551cbf34a4451148b4908b8db3eca8"
 FACE_MODEL_URL = f"https://storage.googleapis.com/mediapipe-assets/{FACE_MODEL}"
@@ -87,10 +84,7 @@ def unpack_archive(archive, dest, *, origin=None):
 
 
 def face_model_path():
-    """Return the path of MediaPipe's short-range face detector, fetching it on first use.
-
-    The first that answers: `EMO_FACE_MODEL`, the cache, its web address, a wheel that holds it.
-    """
+    """Return the path of MediaPipe's face detector: `EMO_FACE_MODEL`, or cached, or fetched now."""
     chosen = os.environ.get("EMO_FACE_MODEL")
     path = Path(chosen or user_cache() / FACE_MODEL)
     if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == FACE_MODEL_SHA256:

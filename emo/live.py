@@ -39,8 +39,7 @@ class Face:
 class LivePipeline:
     """Frame (BGR) → list of `Face`: detect, follow, crop, predict, smooth.
 
-    `smoothing` is the time constant, in seconds, of an exponential average over each face's
-    numbers; 0 shows raw ones. Not for use by several threads at once.
+    `smoothing`: time constant (s) of each face's exponential average, 0 = raw. Not thread-safe.
     """
 
     def __init__(self, recognizer, detector=None, *, smoothing=0.3, max_faces=10):
@@ -81,16 +80,14 @@ class LivePipeline:
 
 def fill(face, result, before=None, smoothing=0.0):
     """Put a prediction into a `Face`, averaged over time with what it was before."""
-    raw = [*result["probabilities"].values(), result["valence"], result["arousal"]]
-    raw = np.array(raw, float)  # None becomes NaN
+    raw = np.array([*result["probabilities"].values(), result["valence"], result["arousal"]], float)
     if before is not None and before.probabilities is not None and smoothing > 0:
-        # Time-aware, so that the same dial feels the same at 5 and at 30 frames a second.
-        keep = math.exp(-max(face.time - before.time, 0) / smoothing)
+        keep = math.exp(-max(face.time - before.time, 0) / smoothing)  # alike at 5 and 30 FPS
         smooth = np.array([*before.probabilities, before.valence, before.arousal], float)
         raw = keep * smooth + (1 - keep) * raw
     face.probabilities, best = raw[:8], raw[:8].argmax()
     face.emotion, face.confidence = EMOTIONS[best], float(raw[best])
-    face.valence, face.arousal = (None if math.isnan(v) else float(v) for v in raw[8:])
+    face.valence, face.arousal = (None if math.isnan(v) else float(v) for v in raw[8:])  # was None
     face.state = "ok" if face.confidence >= NOT_SURE else "not sure"
     return face
 
@@ -167,7 +164,6 @@ def _draw_plane(canvas, faces, va, unit):
 
 def _text(canvas, text, origin, unit):
     font, width = cv2.FONT_HERSHEY_SIMPLEX, max(round(unit), 1)
-    # White with a black outline, drawn first: readable on any background.
-    for x, y, grey in ((-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, 255)):
+    for x, y, grey in ((-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, 255)):  # outline first
         place = (origin[0] + x * width, origin[1] + y * width)
         cv2.putText(canvas, text, place, font, 0.5 * unit, [grey] * 3, width, cv2.LINE_AA)

@@ -25,9 +25,8 @@ TOGGLES = {"v": "plane", "p": "bars"}  # key → part of the overlay
 class Camera(AbstractContextManager):
     """Frames (H, W, 3) BGR with their time in seconds, from a webcam, a film or a drawn face.
 
-    `source` is a camera's number ("0"), a film's path or "synthetic", a film that `emo synth`
-    drew; with `loop`, that one starts again and again. Iterate once; use it as a context manager,
-    so that the camera is released. `truth` is the label of a drawn face's latest frame, else None.
+    `source` is a camera's number ("0"), a film's path or "synthetic", which `loop` starts again
+    and again. Iterate once, in a `with` block. `truth`: a drawn face's latest label, else None.
     """
 
     def __init__(self, source="0", loop=False):
@@ -38,21 +37,18 @@ class Camera(AbstractContextManager):
             self._truths = pd.read_csv(DRAWN.with_suffix(".csv")).to_dict("records")
         if not self.is_webcam and not Path(source).is_file():
             raise EmoError(f"{self.source!r} is no camera number, no film and not 'synthetic'")
-        self._opened, self._loop = int(source) if self.is_webcam else str(source), loop
-        if not self._open():
-            cure = "close other programs that use it, or try another or --camera synthetic"
-            raise EmoError(f"--camera {self.source} could not be opened; {cure}")
+        self._loop = loop and bool(self._truths)
+        with quiet_stderr():  # FFmpeg says what is wrong with a film in its own words
+            self._capture.open(int(source) if self.is_webcam else str(source))
+        if not self._capture.isOpened():
+            raise EmoError(f"--camera {self.source} could not be opened; free it or try another")
         self.fps = self._capture.get(cv2.CAP_PROP_FPS) or 30.0
         self.frames = max(int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0) or None
-
-    def _open(self):
-        with quiet_stderr():  # FFmpeg says what is wrong with a film in its own words
-            return self._capture.open(self._opened)
 
     def __iter__(self):
         for number in count():
             good, frame = self._capture.read()
-            if not good and self._truths and self._loop and self._open():
+            if not good and self._loop and self._capture.set(cv2.CAP_PROP_POS_FRAMES, 0):
                 good, frame = self._capture.read()
             if not good:
                 return
@@ -141,8 +137,7 @@ def _show(canvas, view, due):
 @contextmanager
 def _window():
     """Open the window, or refuse before OpenCV aborts the whole process for want of a screen."""
-    screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    if sys.platform.startswith("linux") and not screen:
+    if sys.platform == "linux" and not any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY"))):
         raise EmoError("there is no display for a window; use --headless with --record or --log")
     if not cv2.currentUIFramework():  # a headless OpenCV has the functions, but they raise
         raise EmoError("this OpenCV has no windows; install opencv-contrib-python")
