@@ -70,10 +70,10 @@ def _bgr(palette, number):
 def _basis(count, closed):
     """Return the matrix (points, count) that runs a Catmull-Rom curve through `count` points."""
     eye = np.pad(np.eye(count), ((1, 2), (0, 0)), mode="wrap" if closed else "edge")
-    t = np.linspace(0, 1, 5)[:-1, None]
-    weights = (-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, t**3 - t**2)
-    rows = [sum(w * eye[i + k] / 2 for k, w in enumerate(weights)) for i in range(count)]
-    return np.concatenate(rows)[: None if closed else -3]  # an open curve ends at its last point
+    t = np.linspace(0, 1, 5)[:-1, None] ** range(4)
+    t = t @ [[0, 1, 0, 0], [-0.5, 0, 0.5, 0], [1, -2.5, 2, -0.5], [-0.5, 1.5, -1.5, 0.5]]
+    rows = np.concatenate([t @ eye[i : i + 4] for i in range(count)])
+    return rows[: None if closed else -3]  # an open curve ends at its last point
 
 
 def _curve(points, closed=False):
@@ -97,8 +97,8 @@ def _geometry(p):
     """Return the closed contour of the head (N, 2), and (side, parameters, landmarks) of halves."""
     x, y = np.hsplit(_SHAPES["head"], 2)
     low = np.clip((y - 0.2) / 0.6, 0, 1)
-    wide = p["head_width"] * (1 + (p["jaw_width"] - 1) * low)
-    long = (p["chin_length"] + 0.16 * p["AU26"]) * low
+    x = p["head_width"] * (1 + (p["jaw_width"] - 1) * low) * x
+    y = y + (p["chin_length"] + 0.16 * p["AU26"]) * low
     rest, lips = np.array(FACE["landmarks"]["rest"], float), (0, 0.558)
     rest[4:12] = (rest[4:12] - rest[24]) * p["eye_size"] + rest[24]
     rest[4:12, 1] -= p["eye_tilt"] * (rest[4:12, 0] - 0.32) / 0.15
@@ -113,7 +113,7 @@ def _geometry(p):
         half[20:22, 1] = np.maximum(half[20:22, 1], half[18:20, 1] + 0.002)
         half[22:24, 1] = np.maximum(half[22:24, 1], half[20:22, 1] + 0.02)
         halves.append((side, q, half))
-    return _whole(np.hstack([x * wide, y + long])), halves
+    return _whole(np.hstack([x, y])), halves
 
 
 def _bumps(rows):
@@ -185,15 +185,15 @@ def _light(p, camera):
 
 
 class _Canvas:
-    """A uint8 image, BGR or premultiplied BGRA, in units of the face; where side is -1, mirrored."""
+    """A uint8 image, BGR or premultiplied BGRA, in units of the face; mirrored if `side` is -1."""
 
     def __init__(self, image, scale, origin, side=1):
-        self.image, self.scale, self.origin, self.side = image, scale, np.array(origin), side
+        self.image, self.scale, self.origin, self.side = image, scale, origin, side
+        self.factor, self.shift = np.array([side, 1]) * (16 * scale), 16 * origin - 7.5
 
     def _pixels(self, points):
         """Return pixels in sixteenths, the first one's centre at 0, of one curve or several."""
-        scale = 16 * self.scale * np.array([self.side, 1])
-        return (np.array(points, ndmin=3) * scale + (16 * self.origin - 7.5)).astype(np.int32)
+        return (np.array(points, ndmin=3) * self.factor + self.shift).astype(np.int32)
 
     def fill(self, points, colour):
         cv2.fillPoly(self.image, self._pixels(points), (*colour, 255), cv2.LINE_AA, 4)
