@@ -19,12 +19,13 @@ _GRID = 80  # relief and light are computed on a grid of 80 x 80, then enlarged
 def render(parameters, size=224):
     """Return the face as a uint8 image, BGR; `size` is its side or its (height, width)."""
     p, shape = parameters, np.broadcast_to(size, 2).tolist()
-    rng, camera = np.random.default_rng(p["background"]), _Camera(p, shape)
+    rng, (outline, halves) = np.random.default_rng(p["background"]), _geometry(p)
+    camera = _Camera(p, halves, shape)
     # Monk's swatch, lightened as a camera's automatic exposure does.
     skin = 255 * (_bgr("skin", p["skin_tone"] - 1) / 255) ** 0.74 * (0.84, 0.94, 1.04)
     side = round(_SIDE * camera.scale * (1.3 if shape[0] < 400 else 1))
     canvas = _Canvas(np.zeros((side, side, 4), np.uint8), side / _SIDE, _ORIGIN * side / _SIDE)
-    _draw_head(canvas, p, skin)
+    _draw_head(canvas, p, skin, outline, halves)
     light = cv2.resize(_light(p, camera), (side, side), interpolation=cv2.INTER_CUBIC)
     head = cv2.multiply(canvas.image, light, dtype=cv2.CV_8U)
     at = (camera.unproject(shape) + _ORIGIN.astype(np.float32)) * np.float32(side / _SIDE) - 0.5
@@ -55,9 +56,9 @@ def render(parameters, size=224):
 def true_box(parameters, size=224):
     """Return (x, y, width, height) in pixels of the face, brow to chin, without ears and hair."""
     outline, halves = _geometry(parameters)
-    brows = [half[:4] * (side, 1) for side, _, half in halves]
+    brows = [q["landmarks"][:4] * (q["side"], 1) for q in halves]
     face = np.concatenate([outline[outline[:, 1] > -0.35], *brows])
-    pixels = _Camera(parameters, np.broadcast_to(size, 2).tolist()).project(face)
+    pixels = _Camera(parameters, halves, np.broadcast_to(size, 2).tolist()).project(face)
     (x, y), (right, bottom) = pixels.min(axis=0), pixels.max(axis=0)
     return tuple(int(round(v)) for v in (x, y, right - x, bottom - y))
 
@@ -85,14 +86,6 @@ def _whole(half):
     return _curve([*half, *np.multiply(half[-2:0:-1], (-1, 1))], closed=True)
 
 
-def _halves(p):
-    """Yield (side, parameters) of both halves, as each of them shows what has a side."""
-    for side, letter in ((-1, "R"), (1, "L")):
-        q = p | {"AU12": max(p["AU12"], p[f"AU12{letter}"]), "AU14": p[f"AU14{letter}"]}
-        q |= {"gaze_x": side * p["gaze_x"], "light_x": side * p["light_x"], "side": side}
-        yield side, q
-
-
 def _geometry(p):
     """Return the closed contour of the head (N, 2), and (side, parameters, landmarks) of halves."""
     x, y = np.hsplit(_SHAPES["head"], 2)
@@ -106,14 +99,32 @@ def _geometry(p):
     rest[:4, 1] += p["brow_height"]
     rest[12:14] = rest[12:14] * (p["nose_width"], 1) + (0, p["nose_length"])
     rest[14:24] = (rest[14:24] - lips) * (p["mouth_width"], p["lip_fullness"]) + lips
-    halves = []
-    for side, q in _halves(p):
-        half = rest + np.tensordot([q[unit] for unit in FACE["moves"]], _MOVES, 1)
-        half[5:8] += (half[9:12] + (0, 0.004) - half[5:8]) * p["AU43"]
-        half[20:22, 1] = np.maximum(half[20:22, 1], half[18:20, 1] + 0.002)
-        half[22:24, 1] = np.maximum(half[22:24, 1], half[20:22, 1] + 0.02)
-        halves.append((side, q, half))
-    return _whole(np.hstack([x, y])), halves
+    return _whole(np.hstack([x, y])), [_half(p, rest, -1), _half(p, rest, 1)]
+
+
+def _half(p, landmarks, side):
+    """Return parameters, landmarks and curves of half a face in one dict, x outwards."""
+    letter = "L" if side == 1 else "R"
+    q = p | {"side": side, "gaze_x": side * p["gaze_x"], "light_x": side * p["light_x"]}
+    q |= {"AU12": max(p["AU12"], p[f"AU12{letter}"]), "AU14": p[f"AU14{letter}"]}
+    half = landmarks + np.tensordot([q[unit] for unit in FACE["moves"]], _MOVES, 1)
+    half[5:8] += (half[9:12] + (0, 0.004) - half[5:8]) * p["AU43"]
+    half[20:22, 1] = np.maximum(half[20:22, 1], half[18:20, 1] + 0.002)
+    half[22:24, 1] = np.maximum(half[22:24, 1], half[20:22, 1] + 0.02)
+    q["landmarks"] = half
+    for name, (at, add, factor, closed) in FACE["curves"].items():
+        q[name] = _curve(half[at] + np.multiply(add, p.get(factor, 1)), closed)
+    fold, eye = half[4:9] + (0, -0.045), half[24]
+    fold[1:4, 1] = np.minimum(fold[1:4, 1], -0.09 - 0.08 * p["eye_size"])
+    gaze = eye + 0.05 * np.array([[q["gaze_x"], q["gaze_y"]]])
+    glint = gaze + (0.025 * np.sign(q["light_x"]), -0.028)
+    if p["glasses"]:
+        ring = _curve(FACE["glasses"][p["glasses"] - 1], True)
+        q["lens"] = ring * (side, 1) + eye + (0.005, 0.01)
+        q["rim"] = np.append(q["lens"], q["lens"][:1], 0)
+        q["temple"] = [eye + (0.225, -0.03), (0.78, -0.12)]
+        q["bridge"] = [eye + (-0.22, -0.02), (0, -0.13)]
+    return q | {"fold": _curve(fold), "gaze": gaze, "glint": glint}
 
 
 def _bumps(rows):
@@ -127,13 +138,14 @@ def _bumps(rows):
 class _Camera:
     """Where points of the face's plane fall in the picture, and back."""
 
-    def __init__(self, p, shape):
+    def __init__(self, p, halves, shape):
         angles = np.radians([-p["pitch"], p["yaw"], p["roll"]])
         nod, turn, roll = (cv2.Rodrigues(axis)[0] for axis in np.diag(angles))
         self.turn, rows = roll @ nod @ turn, []
-        for side, q in _halves(p):
+        for q in halves:
             for x, *oval, z, weights in FACE["skin"]["relief"]:
-                rows.append((side * x, *oval, z + sum(q[name] * w for name, w in weights.items())))
+                z += sum(q[name] * weight for name, weight in weights.items())
+                rows.append((q["side"] * x, *oval, z))
         self.relief = _bumps(rows)[..., 0]  # the height above the face's plane, in units
         self.smooth = cv2.GaussianBlur(self.relief, (0, 0), 2)
         self.scale, self.centre, (height, width) = p["scale"] * shape[0] / 1.42, np.zeros(2), shape
@@ -167,10 +179,8 @@ class _Camera:
 def _light(p, camera):
     """Return (80, 80, 4) factors: light and shade of the relief and tints of the skin; 1."""
     dy, dx = (d * np.float32(1.3 * _GRID / _SIDE) for d in np.gradient(camera.relief))
-    sun = np.array([p["light_x"], p["light_y"], 0.9])
-    sun = camera.turn.T @ (sun / np.linalg.norm(sun))
-    half = sun + camera.turn[2]  # halfway to the camera: where the skin shines
-    half /= np.linalg.norm(half)
+    sun = cv2.normalize(np.array([p["light_x"], p["light_y"], 0.9]), None).ravel() @ camera.turn
+    half = cv2.normalize(sun + camera.turn[2], None).ravel()  # halfway to the camera: shine
     x, y, z = np.array([sun, half], np.float32)[..., None, None].swapaxes(0, 1)
     facing, shine = ((z - x * dx - y * dy) / np.sqrt(dx * dx + dy * dy + 1)).clip(-0.3, 1)
     hollow = np.clip(cv2.GaussianBlur(camera.relief, (0, 0), 3) - camera.relief, 0, 1)
@@ -235,7 +245,7 @@ class _Canvas:
         before[:] = cv2.blendLinear(part.image, before, mask, 1 - mask)
 
 
-def _draw_head(canvas, p, skin):
+def _draw_head(canvas, p, skin, outline, halves):
     steps, rng = FACE["steps"], np.random.default_rng([p["identity"], 4])
     hair, wide, volume = _bgr("hair", p["hair_colour"]), (p["head_width"], 1), p["hair_volume"]
     lips = skin * (0.68, 0.62, 0.88) * (1 - 0.25 * p["makeup"] * np.array([0.8, 1, 0]))
@@ -243,11 +253,8 @@ def _draw_head(canvas, p, skin):
     cover = _bgr("cloth", (p["clothes"] + 4) % 10) if "scarf" in p else hair
     p |= {name: _bgr("paint", name) for name in FACE["colours"]["paint"]}
     p |= {"skin": skin, "hair": hair, "lips": lips, "iris": _bgr("iris", p["eye_colour"])}
-    outline, halves = _geometry(p)
-    halves = [
-        (_Canvas(canvas.image, canvas.scale, canvas.origin, side), q | _curves(half, q))
-        for side, q, half in halves
-    ]
+    sides = [_Canvas(canvas.image, canvas.scale, canvas.origin, side) for side in (-1, 1)]
+    halves = [(part, p | q) for part, q in zip(sides, halves, strict=True)]
     if "ball" in p:
         y, radius, more = p["ball"]
         canvas.disc((0, y), cover * 0.8, radius + more * volume)
@@ -269,8 +276,15 @@ def _draw_head(canvas, p, skin):
     if p["beard"]:
         jaw, inner = outline[outline[:, 1] > 0.12], _curve(_SHAPES["beard"])
         canvas.paint(steps["beard"], p | {"jaw": jaw, "beard_edge": inner})
-    (_, left), (_, right) = halves
-    _draw_mouth(canvas, p, left["half"] * (-1, 1), right["half"])
+    left, right = (q["landmarks"] * (part.side, 1) for part, q in halves)
+    middle = (left + right) / 2
+    for name, (*outer, centre) in FACE["lips"].items():
+        p[name] = _curve([*left[outer], middle[centre], *right[outer[::-1]]])
+    p["bite"] = p["upper_teeth"] * (0.9, 1) + (0, 0.07)
+    p["tongue_edge"] = _curve(_SHAPES["tongue"]) + middle[20]
+    if middle[20, 1] - middle[18, 1] > 0.012:
+        canvas.paint(steps["open_mouth"], p)
+    canvas.paint(steps["lips"], p)
     for part, q in halves:
         part.paint(steps["nose"], q)
         if q["AU43"] < 0.9:
@@ -299,37 +313,6 @@ def _draw_head(canvas, p, skin):
         edge = np.array(list(FACE["covers"].values())[p["occlusion"] - 1]) * wide
         colour = 4 if p["occlusion"] == 3 else (p["clothes"] + 7) % 10  # glasses are dark
         canvas.fill(_whole(edge), _bgr("cloth", colour))
-
-
-def _curves(half, p):
-    """Return the curves of half a face: those of face.toml and some that it cannot tell."""
-
-    def curve(at, add=(0, 0), times="", closed=False):
-        return _curve(half[at] + np.multiply(add, p.get(times, 1)), closed)
-
-    fold, gaze = half[4:9] + (0, -0.045), half[[24]] + 0.05 * np.array([p["gaze_x"], p["gaze_y"]])
-    fold[1:4, 1] = np.minimum(fold[1:4, 1], -0.09 - 0.08 * p["eye_size"])
-    glint = gaze + (0.025 * np.sign(p["light_x"]), -0.028)
-    curves = {name: curve(**edge) for name, edge in FACE["curves"].items()}
-    curves |= {"half": half, "fold": _curve(fold), "gaze": gaze, "glint": glint}
-    if p["glasses"]:
-        ring = _curve(FACE["glasses"][p["glasses"] - 1], True) * (p["side"], 1)
-        lens = ring + half[24] + (0.005, 0.01)
-        temple, bridge = half[24] + (0.225, -0.03), half[24] + (-0.22, -0.02)
-        curves |= {"lens": lens, "rim": np.append(lens, lens[:1], 0)}
-        curves |= {"temple": [temple, (0.78, -0.12)], "bridge": [bridge, (0, -0.13)]}
-    return curves
-
-
-def _draw_mouth(canvas, p, left, right):
-    middle = (left + right) / 2
-    for name, (*outer, centre) in FACE["lips"].items():
-        p[name] = _curve([*left[outer], middle[centre], *right[outer[::-1]]])
-    p |= {"bite": p["upper_teeth"] * (0.9, 1) + (0, 0.07)}
-    p |= {"tongue_edge": _curve(_SHAPES["tongue"]) + middle[20]}
-    if middle[20, 1] - middle[18, 1] > 0.012:
-        canvas.paint(FACE["steps"]["open_mouth"], p)
-    canvas.paint(FACE["steps"]["lips"], p)
 
 
 def _curls(canvas, hair, rng, low, high):
