@@ -9,9 +9,9 @@ import numpy as np
 
 FACE = tomllib.loads(Path(__file__).with_name("face.toml").read_text("utf-8"))
 _SHAPES = {name: np.array(points, float) for name, points in FACE["shapes"].items()}
-_MOVES = np.zeros((len(FACE["moves"]), 25, 2))  # how the action units move the landmarks
+_MOVES = np.zeros((len(FACE["moves"]), 25, 2))  # of the landmarks
 for _move, _steps in zip(_MOVES, map(np.array, FACE["moves"].values()), strict=True):
-    _move[_steps[:, 0].astype(int)] = 1.2 * _steps[:, 1:]
+    _move[_steps[:, 0].astype(int)] = _steps[:, 1:]
 _SIDE, _ORIGIN = 3.2, np.array([1.6, 1.75])  # the texture: its side, and where its (0, 0) lies
 _GRID = 80  # relief and light are computed on a grid of 80 x 80, then enlarged
 
@@ -63,6 +63,7 @@ def true_box(parameters, size=224):
     return tuple(int(round(v)) for v in (x, y, right - x, bottom - y))
 
 
+@lru_cache
 def _bgr(palette, number):
     return np.array([*bytes.fromhex(FACE["colours"][palette][number])][::-1], float)
 
@@ -83,7 +84,7 @@ def _curve(points, closed=False):
 
 def _whole(half):
     """Return the closed curve of a half outline, from its top to its bottom, and its mirror."""
-    return _curve([*half, *np.multiply(half[-2:0:-1], (-1, 1))], closed=True)
+    return _curve(np.concatenate([half, np.multiply(half[-2:0:-1], (-1, 1))]), closed=True)
 
 
 def _geometry(p):
@@ -95,9 +96,7 @@ def _geometry(p):
     rest, lips = np.array(FACE["landmarks"]["rest"], float), (0, 0.558)
     rest[4:12] = (rest[4:12] - rest[24]) * p["eye_size"] + rest[24]
     rest[4:12, 1] -= p["eye_tilt"] * (rest[4:12, 0] - 0.32) / 0.15
-    rest[[*range(12), 24], 0] += p["eye_distance"]
-    rest[:4, 1] += p["brow_height"]
-    rest[12:14] = rest[12:14] * (p["nose_width"], 1) + (0, p["nose_length"])
+    rest[12:14, 0] *= p["nose_width"]
     rest[14:24] = (rest[14:24] - lips) * (p["mouth_width"], p["lip_fullness"]) + lips
     return _whole(np.hstack([x, y])), [_half(p, rest, -1), _half(p, rest, 1)]
 
@@ -133,6 +132,9 @@ def _bumps(rows):
     at = (np.arange(_GRID) + 0.5) * (_SIDE / _GRID) - _ORIGIN[:, None, None]
     across, down = np.exp(-(((at - centres) / sizes) ** 2))
     return np.stack([down.T @ (across * z) for z in elevations], -1).astype(np.float32)
+
+
+_TINT = 1 + _bumps([(side * x, *row) for x, *row in FACE["skin"]["tint"] for side in (-1, 1)])
 
 
 class _Camera:
@@ -188,9 +190,8 @@ def _light(p, camera):
     lit = (lit * p["light"]).clip(0.15)[..., None]
     shade = lit + lit * (lit - 1) * np.float32((0.15, 0.05, -0.15))  # shadows on skin are warm
     shade += 0.1 * np.square(np.square(np.square(np.square(shine.clip(0)))))[..., None]
-    tint = [(side * x, *row) for x, *row in FACE["skin"]["tint"] for side in (-1, 1)]
     warmth = np.float32((1 - p["warmth"], 1, 1 + p["warmth"]))
-    shade = np.float32(shade * ((1 + _bumps(tint)) * warmth))
+    shade = np.float32(shade * (_TINT * warmth))
     return np.pad(shade, ((0, 0), (0, 0), (0, 1)), constant_values=1)
 
 
@@ -272,7 +273,7 @@ def _draw_head(canvas, p, skin, outline, halves):
             depth = min(1, sum(q[name] * weight for name, weight in weights.items()))
             if depth > 0.05:
                 part.lines(_curve(crease), skin * (1 - 0.42 * depth), 0.022)
-    cv2.GaussianBlur(canvas.image, (0, 0), max(0.3, 0.012 * canvas.scale), dst=canvas.image)
+    canvas.image[:] = cv2.GaussianBlur(canvas.image, (0, 0), max(0.3, 0.012 * canvas.scale))
     if p["beard"]:
         jaw, inner = outline[outline[:, 1] > 0.12], _curve(_SHAPES["beard"])
         canvas.paint(steps["beard"], p | {"jaw": jaw, "beard_edge": inner})

@@ -115,8 +115,7 @@ def _display(emotion, intensity, rng):
 
 
 def _draw_from(table, rng):
-    values = rng.triangular(*np.array(list(table.values()), float).T)
-    return dict(zip(table, values.tolist(), strict=True))
+    return dict(zip(table, rng.triangular(*np.transpose([*table.values()])).tolist(), strict=True))
 
 
 def _sample_person(identity):
