@@ -91,8 +91,8 @@ def _geometry(p):
     """Return the closed contour of the head (N, 2), and (side, parameters, landmarks) of halves."""
     x, y = np.hsplit(_SHAPES["head"], 2)
     low = np.clip((y - 0.2) / 0.6, 0, 1)
-    x = p["head_width"] * (1 + (p["jaw_width"] - 1) * low) * x
-    y = y + (p["chin_length"] + 0.16 * p["AU26"]) * low
+    wide = p["head_width"] * (1 + (p["jaw_width"] - 1) * low)
+    x, y = x * wide, y + (p["chin_length"] + 0.16 * p["AU26"]) * low
     rest, lips = np.array(FACE["landmarks"]["rest"], float), (0, 0.558)
     rest[4:12] = (rest[4:12] - rest[24]) * p["eye_size"] + rest[24]
     rest[4:12, 1] -= p["eye_tilt"] * (rest[4:12, 0] - 0.32) / 0.15
@@ -118,9 +118,8 @@ def _half(p, landmarks, side):
     gaze = eye + 0.05 * np.array([[q["gaze_x"], q["gaze_y"]]])
     glint = gaze + (0.025 * np.sign(q["light_x"]), -0.028)
     if p["glasses"]:
-        ring = _curve(FACE["glasses"][p["glasses"] - 1], True)
-        q["lens"] = ring * (side, 1) + eye + (0.005, 0.01)
-        q["rim"] = np.append(q["lens"], q["lens"][:1], 0)
+        lens = _curve(FACE["glasses"][p["glasses"] - 1], True) * (side, 1) + eye + (0.005, 0.01)
+        q |= {"lens": lens, "rim": np.append(lens, lens[:1], 0)}
         q["temple"] = [eye + (0.225, -0.03), (0.78, -0.12)]
         q["bridge"] = [eye + (-0.22, -0.02), (0, -0.13)]
     return q | {"fold": _curve(fold), "gaze": gaze, "glint": glint}
@@ -274,9 +273,10 @@ def _draw_head(canvas, p, skin, outline, halves):
             if depth > 0.05:
                 part.lines(_curve(crease), skin * (1 - 0.42 * depth), 0.022)
     canvas.image[:] = cv2.GaussianBlur(canvas.image, (0, 0), max(0.3, 0.012 * canvas.scale))
+    p |= {"jaw": outline[outline[:, 1] > 0.12], "beard_edge": _curve(_SHAPES["beard"])}
     if p["beard"]:
-        jaw, inner = outline[outline[:, 1] > 0.12], _curve(_SHAPES["beard"])
-        canvas.paint(steps["beard"], p | {"jaw": jaw, "beard_edge": inner})
+        canvas.paint(steps["beard"], p)
+    # The mouth: its curves run across both halves.
     left, right = (q["landmarks"] * (part.side, 1) for part, q in halves)
     middle = (left + right) / 2
     for name, (*outer, centre) in FACE["lips"].items():
