@@ -250,18 +250,14 @@ def _draw_head(canvas, p, skin, outline, halves):
     hair, wide, volume = _bgr("hair", p["hair_colour"]), (p["head_width"], 1), p["hair_volume"]
     lips = skin * (0.68, 0.62, 0.88) * (1 - 0.25 * p["makeup"] * np.array([0.8, 1, 0]))
     p = p | FACE["hair"]["styles"][p["hair_style"]]
-    cover = _bgr("cloth", (p["clothes"] + 4) % 10) if "scarf" in p else hair
+    p["cover"] = _bgr("cloth", (p["clothes"] + 4) % 10) if "scarf" in p else hair
     p |= {name: _bgr("paint", name) for name in FACE["colours"]["paint"]}
     p |= {"skin": skin, "hair": hair, "lips": lips, "iris": _bgr("iris", p["eye_colour"])}
-    sides = [_Canvas(canvas.image, canvas.scale, canvas.origin, side) for side in (-1, 1)]
-    halves = [(part, p | q) for part, q in zip(sides, halves, strict=True)]
-    if "ball" in p:
-        y, radius, more = p["ball"]
-        canvas.disc((0, y), cover * 0.8, radius + more * volume)
-    if "behind" in p:
-        edge = _whole(_SHAPES["hair_behind"])
-        edge[:, 1] *= np.where(edge[:, 1] > 0, p["hair_length"] / 1.2, 1)
-        canvas.fill(edge * (1 + volume, 1), cover * p["behind"])
+    image, scale, origin = canvas.image, canvas.scale, canvas.origin
+    halves = [(_Canvas(image, scale, origin, q["side"]), p | q) for q in halves]
+    edge = _whole(_SHAPES["hair_behind"]) * (1 + volume, 1)
+    edge[:, 1] *= np.where(edge[:, 1] > 0, p["hair_length"] / 1.2, 1)
+    canvas.paint(p["behind"], p | {"behind": edge, "bun": [(0, -1.36)], "crown": [(0, -0.38)]})
     if "curls" in p:
         _curls(canvas, hair, rng, 0.72, 0.85 + 1.4 * volume)
     ear = _curve(_SHAPES["ear"] + (0.74 * p["head_width"], 0), True)
@@ -290,21 +286,19 @@ def _draw_head(canvas, p, skin, outline, halves):
         part.paint(steps["nose"], q)
         if q["AU43"] < 0.9:
             part.paint(steps["eyeball"], q)
-        part.paint(steps["lids_and_brow"], q)
-        if p["glasses"]:
-            part.paint(steps["glasses"][p["glasses"] - 1], q)
+        part.paint(steps["lids_and_brow"] + steps["glasses"][p["glasses"]], q)
     if "edge" in p:
         outer = _SHAPES["hair_outside"] * (1 + 0.6 * volume) * wide - (0, 0.2 + 0.4 * volume)
         inner = np.array(p["edge"], float) * wide
         outer[4] = inner[4] + (0.03, 0)
-        if "behind" in p:
+        if "long" in p:
             inner[4, 1] = p["hair_length"]
             outer[3:] = (0.86 + volume, 0.1), (0.78 + volume, p["hair_length"])
         inner[:3, 1] += p["hairline"]
         shift = np.outer([1, 0.8, 0.3, 0, 0], (p["hair_part"], 0))
         for part, q in halves:
             top, low = (_curve(edge + shift * (part.side, 1)) for edge in (outer, inner))
-            q |= {"top": top, "low": low, "shadow": low + (-0.03, 0.04), "cover": cover}
+            q |= {"top": top, "low": low, "shadow": low + (-0.03, 0.04)}
             part.paint(steps["hair"], q)
             for tone in p["strands"]:
                 part.lines(top + rng.random((6, 1, 1)) * (low - top), hair * tone, 0.022)
