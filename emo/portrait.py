@@ -110,7 +110,6 @@ def _half(p, landmarks, side):
     half[5:8] += (half[9:12] + (0, 0.004) - half[5:8]) * p["AU43"]
     half[20:22, 1] = np.maximum(half[20:22, 1], half[18:20, 1] + 0.002)
     half[22:24, 1] = np.maximum(half[22:24, 1], half[20:22, 1] + 0.02)
-    q["landmarks"] = half
     for name, (at, add, factor, closed) in FACE["curves"].items():
         q[name] = _curve(half[at] + np.multiply(add, p.get(factor, 1)), closed)
     fold, eye = half[4:9] + (0, -0.045), half[24]
@@ -119,10 +118,9 @@ def _half(p, landmarks, side):
     glint = gaze + (0.025 * np.sign(q["light_x"]), -0.028)
     if p["glasses"]:
         lens = _curve(FACE["glasses"][p["glasses"] - 1], True) * (side, 1) + eye + (0.005, 0.01)
-        q |= {"lens": lens, "rim": np.append(lens, lens[:1], 0)}
-        q["temple"] = [eye + (0.225, -0.03), (0.78, -0.12)]
-        q["bridge"] = [eye + (-0.22, -0.02), (0, -0.13)]
-    return q | {"fold": _curve(fold), "gaze": gaze, "glint": glint}
+        temple, bridge = [eye + (0.225, -0.03), (0.78, -0.12)], [eye - (0.22, 0.02), (0, -0.13)]
+        q |= {"lens": lens, "rim": [*lens, lens[0]], "temple": temple, "bridge": bridge}
+    return q | {"landmarks": half, "fold": _curve(fold), "gaze": gaze, "glint": glint}
 
 
 def _bumps(rows):
@@ -189,8 +187,7 @@ def _light(p, camera):
     lit = (lit * p["light"]).clip(0.15)[..., None]
     shade = lit + lit * (lit - 1) * np.float32((0.15, 0.05, -0.15))  # shadows on skin are warm
     shade += 0.1 * np.square(np.square(np.square(np.square(shine.clip(0)))))[..., None]
-    warmth = np.float32((1 - p["warmth"], 1, 1 + p["warmth"]))
-    shade = np.float32(shade * (_TINT * warmth))
+    shade = np.float32(shade * (_TINT * np.float32((1 - p["warmth"], 1, 1 + p["warmth"]))))
     return np.pad(shade, ((0, 0), (0, 0), (0, 1)), constant_values=1)
 
 
