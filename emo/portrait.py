@@ -1,7 +1,6 @@
 """Draws the parameters of a face, those of `emo.synth.sample`, as a picture."""
 
 import tomllib
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,11 +9,9 @@ import numpy as np
 
 FACE = tomllib.loads(Path(__file__).with_name("face.toml").read_text("utf-8"))
 _SHAPES = {name: np.array(points, float) for name, points in FACE["shapes"].items()}
-_MOVES = np.zeros((len(FACE["moves"]), 24, 2))  # how the action units move the landmarks
+_MOVES = np.zeros((len(FACE["moves"]), 25, 2))  # of the landmarks
 for _move, _steps in zip(_MOVES, map(np.array, FACE["moves"].values()), strict=True):
-    _move[_steps[:, 0].astype(int)] = 1.2 * _steps[:, 1:]
-_BALD, _SHORT, _SIDE_PART, _LONG, _CURLY, _BUN, _SCARF = range(7)  # styles of hair
-_BROW, _LID, _WING, _NOSTRIL = slice(4), slice(4, 9), 12, 13  # landmarks
+    _move[_steps[:, 0].astype(int)] = _steps[:, 1:]
 _SIDE, _ORIGIN = 3.2, np.array([1.6, 1.75])  # the texture: its side, and where its (0, 0) lies
 _GRID = 80  # relief and light are computed on a grid of 80 x 80, then enlarged
 
@@ -22,12 +19,13 @@ _GRID = 80  # relief and light are computed on a grid of 80 x 80, then enlarged
 def render(parameters, size=224):
     """Return the face as a uint8 image, BGR; `size` is its side or its (height, width)."""
     p, shape = parameters, np.broadcast_to(size, 2).tolist()
-    rng, camera = np.random.default_rng(p["background"]), _Camera(p, shape)
+    rng, (outline, halves) = np.random.default_rng(p["background"]), _geometry(p)
+    camera = _Camera(p, halves, shape)
     # Monk's swatch, lightened as a camera's automatic exposure does.
     skin = 255 * (_bgr("skin", p["skin_tone"] - 1) / 255) ** 0.74 * (0.84, 0.94, 1.04)
     side = round(_SIDE * camera.scale * (1.3 if shape[0] < 400 else 1))
     canvas = _Canvas(np.zeros((side, side, 4), np.uint8), side / _SIDE, _ORIGIN * side / _SIDE)
-    _draw_head(canvas, p, skin)
+    _draw_head(canvas, p, skin, outline, halves)
     light = cv2.resize(_light(p, camera), (side, side), interpolation=cv2.INTER_CUBIC)
     head = cv2.multiply(canvas.image, light, dtype=cv2.CV_8U)
     at = (camera.unproject(shape) + _ORIGIN.astype(np.float32)) * np.float32(side / _SIDE) - 0.5
@@ -39,11 +37,9 @@ def render(parameters, size=224):
     image = cv2.resize(scene, shape[::-1], interpolation=cv2.INTER_CUBIC)
     canvas = _Canvas(image, camera.scale, camera.project(np.zeros((1, 2)))[0])
     tone = p["light"] * np.array([1 - p["warmth"], 1, 1 + p["warmth"]])
-    skin, neck = skin * tone * 0.8, _whole(_SHAPES["neck"])
-    canvas.fill(_whole(_SHAPES["shoulders"]), _bgr("cloth", p["clothes"]) * tone)
-    canvas.fill(neck, skin)
-    with canvas.inside(_whole(_SHAPES["neck_shadow"]), 0.9, 0.08) as part:
-        part.fill(neck, skin * 0.55)
+    body = {name: _whole(half) for name, half in FACE["body"].items()}
+    body |= {"skin": skin * tone, "cloth": _bgr("cloth", p["clothes"]) * tone}
+    canvas.paint(FACE["steps"]["body"], body)
     keep = cv2.cvtColor(255 - head[..., 3], cv2.COLOR_GRAY2BGR)
     image = cv2.add(cv2.multiply(image, keep, scale=1 / 255), head[..., :3])
     if p["blur"] > 0.25:
@@ -59,13 +55,15 @@ def render(parameters, size=224):
 
 def true_box(parameters, size=224):
     """Return (x, y, width, height) in pixels of the face, brow to chin, without ears and hair."""
-    outline, points = _geometry(parameters)
-    face = np.concatenate([outline[outline[:, 1] > -0.35], points[-1][_BROW], points[1][_BROW]])
-    pixels = _Camera(parameters, np.broadcast_to(size, 2).tolist()).project(face)
+    outline, halves = _geometry(parameters)
+    brows = [q["landmarks"][:4] * (q["side"], 1) for q in halves]
+    face = np.concatenate([outline[outline[:, 1] > -0.35], *brows])
+    pixels = _Camera(parameters, halves, np.broadcast_to(size, 2).tolist()).project(face)
     (x, y), (right, bottom) = pixels.min(axis=0), pixels.max(axis=0)
     return tuple(int(round(v)) for v in (x, y, right - x, bottom - y))
 
 
+@lru_cache
 def _bgr(palette, number):
     return np.array([*bytes.fromhex(FACE["colours"][palette][number])][::-1], float)
 
@@ -74,10 +72,10 @@ def _bgr(palette, number):
 def _basis(count, closed):
     """Return the matrix (points, count) that runs a Catmull-Rom curve through `count` points."""
     eye = np.pad(np.eye(count), ((1, 2), (0, 0)), mode="wrap" if closed else "edge")
-    t = np.linspace(0, 1, 5)[:-1, None]
-    weights = (-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, t**3 - t**2)
-    rows = [sum(w * eye[i + k] / 2 for k, w in enumerate(weights)) for i in range(count)]
-    return np.concatenate(rows)[: None if closed else -3]  # an open curve ends at its last point
+    t = np.linspace(0, 1, 5)[:-1, None] ** range(4)
+    t = t @ [[0, 1, 0, 0], [-0.5, 0, 0.5, 0], [1, -2.5, 2, -0.5], [-0.5, 1.5, -1.5, 0.5]]
+    rows = np.concatenate([t @ eye[i : i + 4] for i in range(count)])
+    return rows[: None if closed else -3]  # an open curve ends at its last point
 
 
 def _curve(points, closed=False):
@@ -86,37 +84,43 @@ def _curve(points, closed=False):
 
 def _whole(half):
     """Return the closed curve of a half outline, from its top to its bottom, and its mirror."""
-    return _curve(np.concatenate([half, half[-2:0:-1] * (-1, 1)]), closed=True)
-
-
-def _halves(p):
-    """Yield (side, parameters) of both halves, with AU12 and AU14 as each of them shows them."""
-    for side, letter in ((-1, "R"), (1, "L")):
-        yield side, p | {"AU12": max(p["AU12"], p[f"AU12{letter}"]), "AU14": p[f"AU14{letter}"]}
+    return _curve(np.concatenate([half, np.multiply(half[-2:0:-1], (-1, 1))]), closed=True)
 
 
 def _geometry(p):
-    """Return the closed contour of the head (N, 2), and {-1: (24, 2), 1: (24, 2)}: landmarks."""
-    half = _SHAPES["head"]
-    low = np.clip((half[:, 1:] - 0.2) / 0.6, 0, 1)
+    """Return the closed contour of the head (N, 2), and (side, parameters, landmarks) of halves."""
+    x, y = np.hsplit(_SHAPES["head"], 2)
+    low = np.clip((y - 0.2) / 0.6, 0, 1)
     wide = p["head_width"] * (1 + (p["jaw_width"] - 1) * low)
-    long = (p["chin_length"] + 0.16 * p["AU26"]) * low
-    outline = _whole(np.hstack([half[:, :1] * wide, half[:, 1:] + long]))
+    x, y = x * wide, y + (p["chin_length"] + 0.16 * p["AU26"]) * low
     rest, lips = np.array(FACE["landmarks"]["rest"], float), (0, 0.558)
-    rest[4:12] = (rest[4:12] - (0.32, -0.09)) * p["eye_size"] + (0.32, -0.09)
+    rest[4:12] = (rest[4:12] - rest[24]) * p["eye_size"] + rest[24]
     rest[4:12, 1] -= p["eye_tilt"] * (rest[4:12, 0] - 0.32) / 0.15
-    rest[:12, 0] += p["eye_distance"]
-    rest[_BROW, 1] += p["brow_height"]
-    rest[12:14] = rest[12:14] * (p["nose_width"], 1) + (0, p["nose_length"])
-    rest[14:] = (rest[14:] - lips) * (p["mouth_width"], p["lip_fullness"]) + lips
-    points = {}
-    for side, q in _halves(p):
-        half = rest + np.tensordot([q[unit] for unit in FACE["moves"]], _MOVES, 1)
-        half[5:8] += (half[9:12] + (0, 0.004) - half[5:8]) * p["AU43"]
-        half[20:22, 1] = np.maximum(half[20:22, 1], half[18:20, 1] + 0.002)
-        half[22:24, 1] = np.maximum(half[22:24, 1], half[20:22, 1] + 0.02)
-        points[side] = half * (side, 1)
-    return outline, points
+    rest[12:14, 0] *= p["nose_width"]
+    rest[14:24] = (rest[14:24] - lips) * (p["mouth_width"], p["lip_fullness"]) + lips
+    return _whole(np.hstack([x, y])), [_half(p, rest, -1), _half(p, rest, 1)]
+
+
+def _half(p, landmarks, side):
+    """Return parameters, landmarks and curves of half a face in one dict, x outwards."""
+    letter = "L" if side == 1 else "R"
+    q = p | {"side": side, "gaze_x": side * p["gaze_x"], "light_x": side * p["light_x"]}
+    q |= {"AU12": max(p["AU12"], p[f"AU12{letter}"]), "AU14": p[f"AU14{letter}"]}
+    half = landmarks + np.tensordot([q[unit] for unit in FACE["moves"]], _MOVES, 1)
+    half[5:8] += (half[9:12] + (0, 0.004) - half[5:8]) * p["AU43"]
+    half[20:22, 1] = np.maximum(half[20:22, 1], half[18:20, 1] + 0.002)
+    half[22:24, 1] = np.maximum(half[22:24, 1], half[20:22, 1] + 0.02)
+    for name, (at, add, factor, closed) in FACE["curves"].items():
+        q[name] = _curve(half[at] + np.multiply(add, p.get(factor, 1)), closed)
+    fold, eye = half[4:9] + (0, -0.045), half[24]
+    fold[1:4, 1] = np.minimum(fold[1:4, 1], -0.09 - 0.08 * p["eye_size"])
+    gaze = eye + 0.05 * np.array([[q["gaze_x"], q["gaze_y"]]])
+    glint = gaze + (0.025 * np.sign(q["light_x"]), -0.028)
+    if p["glasses"]:
+        lens = _curve(FACE["glasses"][p["glasses"] - 1], True) * (side, 1) + eye + (0.005, 0.01)
+        temple, bridge = [eye + (0.225, -0.03), (0.78, -0.12)], [eye - (0.22, 0.02), (0, -0.13)]
+        q |= {"lens": lens, "rim": [*lens, lens[0]], "temple": temple, "bridge": bridge}
+    return q | {"landmarks": half, "fold": _curve(fold), "gaze": gaze, "glint": glint}
 
 
 def _bumps(rows):
@@ -127,16 +131,20 @@ def _bumps(rows):
     return np.stack([down.T @ (across * z) for z in elevations], -1).astype(np.float32)
 
 
+_TINT = 1 + _bumps([(side * x, *row) for x, *row in FACE["skin"]["tint"] for side in (-1, 1)])
+
+
 class _Camera:
     """Where points of the face's plane fall in the picture, and back."""
 
-    def __init__(self, p, shape):
+    def __init__(self, p, halves, shape):
         angles = np.radians([-p["pitch"], p["yaw"], p["roll"]])
         nod, turn, roll = (cv2.Rodrigues(axis)[0] for axis in np.diag(angles))
         self.turn, rows = roll @ nod @ turn, []
-        for side, q in _halves(p):
+        for q in halves:
             for x, *oval, z, weights in FACE["skin"]["relief"]:
-                rows.append((side * x, *oval, z + sum(q[name] * w for name, w in weights.items())))
+                z += sum(q[name] * weight for name, weight in weights.items())
+                rows.append((q["side"] * x, *oval, z))
         self.relief = _bumps(rows)[..., 0]  # the height above the face's plane, in units
         self.smooth = cv2.GaussianBlur(self.relief, (0, 0), 2)
         self.scale, self.centre, (height, width) = p["scale"] * shape[0] / 1.42, np.zeros(2), shape
@@ -170,10 +178,8 @@ class _Camera:
 def _light(p, camera):
     """Return (80, 80, 4) factors: light and shade of the relief and tints of the skin; 1."""
     dy, dx = (d * np.float32(1.3 * _GRID / _SIDE) for d in np.gradient(camera.relief))
-    sun = np.array([p["light_x"], p["light_y"], 0.9])
-    sun = camera.turn.T @ (sun / np.linalg.norm(sun))
-    half = sun + camera.turn[2]  # halfway to the camera: where the skin shines
-    half /= np.linalg.norm(half)
+    sun = cv2.normalize(np.array([p["light_x"], p["light_y"], 0.9]), None).ravel() @ camera.turn
+    half = cv2.normalize(sun + camera.turn[2], None).ravel()  # halfway to the camera: shine
     x, y, z = np.array([sun, half], np.float32)[..., None, None].swapaxes(0, 1)
     facing, shine = ((z - x * dx - y * dy) / np.sqrt(dx * dx + dy * dy + 1)).clip(-0.3, 1)
     hollow = np.clip(cv2.GaussianBlur(camera.relief, (0, 0), 3) - camera.relief, 0, 1)
@@ -181,50 +187,54 @@ def _light(p, camera):
     lit = (lit * p["light"]).clip(0.15)[..., None]
     shade = lit + lit * (lit - 1) * np.float32((0.15, 0.05, -0.15))  # shadows on skin are warm
     shade += 0.1 * np.square(np.square(np.square(np.square(shine.clip(0)))))[..., None]
-    tint = [(side * x, *row) for x, *row in FACE["skin"]["tint"] for side in (-1, 1)]
-    warmth = np.float32((1 - p["warmth"], 1, 1 + p["warmth"]))
-    shade = np.float32(shade * ((1 + _bumps(tint)) * warmth))
+    shade = np.float32(shade * (_TINT * np.float32((1 - p["warmth"], 1, 1 + p["warmth"]))))
     return np.pad(shade, ((0, 0), (0, 0), (0, 1)), constant_values=1)
 
 
 class _Canvas:
-    """A uint8 image, BGR or premultiplied BGRA, drawn on in units of the face."""
+    """A uint8 image, BGR or premultiplied BGRA, in units of the face; mirrored if `side` is -1."""
 
-    def __init__(self, image, scale, origin):
-        self.image, self.scale, self.origin = image, scale, np.asarray(origin, float)
+    def __init__(self, image, scale, origin, side=1):
+        self.image, self.scale, self.origin, self.side = image, scale, origin, side
+        self.factor, self.shift = np.array([side, 1]) * (16 * scale), 16 * origin - 7.5
 
     def _pixels(self, points):
-        """Return pixels in sixteenths, the first one's centre at 0."""
-        return (np.asarray(points) * (16 * self.scale) + (16 * self.origin - 7.5)).astype(np.int32)
+        """Return pixels in sixteenths, the first one's centre at 0, of one curve or several."""
+        return (np.array(points, ndmin=3) * self.factor + self.shift).astype(np.int32)
 
     def fill(self, points, colour):
-        cv2.fillPoly(self.image, [self._pixels(points)], (*colour, 255), cv2.LINE_AA, 4)
+        cv2.fillPoly(self.image, self._pixels(points), (*colour, 255), cv2.LINE_AA, 4)
 
     def lines(self, curves, colour, width):
-        """Draw open curves (count, points, 2); a point twice is a round dot."""
-        curves, width = list(self._pixels(curves)), max(1, round(width * self.scale))
+        """Draw open curves; a point twice is a round dot."""
+        curves, width = self._pixels(curves), max(1, round(width * self.scale))
         cv2.polylines(self.image, curves, False, (*colour, 255), width, cv2.LINE_AA, 4)
 
-    def disc(self, centre, radius, colour):
-        centre, radius = self._pixels(centre).tolist(), round(radius * self.scale * 16)
+    def disc(self, centre, colour, radius):
+        centre, radius = self._pixels(centre)[0, 0].tolist(), round(radius * self.scale * 16)
         cv2.circle(self.image, centre, radius, (*colour, 255), -1, cv2.LINE_AA, 4)
 
-    def wash(self, points, colour, opacity, soft=0.0):
-        with self.inside(points, opacity, soft) as part:
-            part.fill(points, colour)
+    def paint(self, steps, face):
+        """Take steps, which face.toml explains; `face` holds the curves and colours they name."""
+        for operation, edges, what, *sizes in steps:
+            first, *others = (face[edge] for edge in edges.split())
+            points = np.concatenate([first, *(edge[::-1] for edge in others)])
+            sizes = [s[0] + s[1] * face[s[2]] if isinstance(s, list) else s for s in sizes]
+            if operation == "inside":
+                self.inside(points, what, face, *sizes)
+            else:
+                getattr(self, operation)(points, face[what] * sizes[0], *sizes[1:])
 
-    @contextmanager
-    def inside(self, outline, opacity=1.0, soft=0.0):
-        """Yield a canvas; what is drawn on it shows only within `outline`, its edge softened."""
+    def inside(self, outline, steps, face, opacity=1.0, soft=0.0):
+        """Take steps that show only within `outline`, its edge softened."""
         soft, pad = soft * self.scale, 3 + int(2 * soft * self.scale)
         x, y, w, h = cv2.boundingRect(self._pixels(outline) // 16)
         height, width = self.image.shape[:2]  # OpenCV draws on no empty image: a pixel stays
         left, top = min(max(x - pad, 0), width - 1), min(max(y - pad, 0), height - 1)
-        right, bottom = max(x + w + pad, 1), max(y + h + pad, 1)
-        before = self.image[top:bottom, left:right]
-        part = _Canvas(before.copy(), self.scale, self.origin - (left, top))
-        yield part
-        mask = _Canvas(np.zeros(before.shape[:2], np.uint8), self.scale, part.origin)
+        before = self.image[top : max(y + h + pad, 1), left : max(x + w + pad, 1)]
+        part = _Canvas(before.copy(), self.scale, self.origin - (left, top), self.side)
+        part.paint(steps, face)
+        mask = _Canvas(np.zeros_like(before[..., 0]), self.scale, part.origin, self.side)
         mask.fill(outline, (255,))
         mask = mask.image.astype(np.float32) * (opacity / 255)
         if soft > 0.3:
@@ -232,86 +242,69 @@ class _Canvas:
         before[:] = cv2.blendLinear(part.image, before, mask, 1 - mask)
 
 
-def _draw_head(canvas, p, skin):
-    rng, style = np.random.default_rng([p["identity"], 4]), p["hair_style"]
-    hair = _bgr("hair", p["hair_colour"])
-    cover = _bgr("cloth", (p["clothes"] + 4) % 10) if style == _SCARF else hair
-    outline, points = _geometry(p)
-    _draw_hair_behind(canvas, p, cover, rng)
+def _draw_head(canvas, p, skin, outline, halves):
+    steps, rng = FACE["steps"], np.random.default_rng([p["identity"], 4])
+    hair, wide, volume = _bgr("hair", p["hair_colour"]), (p["head_width"], 1), p["hair_volume"]
+    lips = skin * (0.68, 0.62, 0.88) * (1 - 0.25 * p["makeup"] * np.array([0.8, 1, 0]))
+    p = p | FACE["hair"]["styles"][p["hair_style"]]
+    p["cover"] = _bgr("cloth", (p["clothes"] + 4) % 10) if "scarf" in p else hair
+    p |= {name: _bgr("paint", name) for name in FACE["colours"]["paint"]}
+    p |= {"skin": skin, "hair": hair, "lips": lips, "iris": _bgr("iris", p["eye_colour"])}
+    image, scale, origin = canvas.image, canvas.scale, canvas.origin
+    halves = [(_Canvas(image, scale, origin, q["side"]), p | q) for q in halves]
+    edge = _whole(_SHAPES["hair_behind"]) * (1 + volume, 1)
+    edge[:, 1] *= np.where(edge[:, 1] > 0, p["hair_length"] / 1.2, 1)
+    canvas.paint(p["behind"], p | {"behind": edge, "bun": [(0, -1.36)], "crown": [(0, -0.38)]})
+    if "curls" in p:
+        _curls(canvas, hair, rng, 0.72, 0.85 + 1.4 * volume)
     ear = _curve(_SHAPES["ear"] + (0.74 * p["head_width"], 0), True)
-    for side in (-1, 1):
-        canvas.fill(ear * (side, 1), skin * 0.85)
+    canvas.fill([ear, ear * (-1, 1)], skin * 0.85)
     canvas.fill(outline, skin)
-    for side, q in _halves(p):
+    for part, q in halves:
         for *crease, weights in FACE["skin"]["creases"]:
             depth = min(1, sum(q[name] * weight for name, weight in weights.items()))
             if depth > 0.05:
-                canvas.lines([_curve(crease) * (side, 1)], skin * (1 - 0.42 * depth), 0.022)
-    canvas.image = cv2.GaussianBlur(canvas.image, (0, 0), max(0.3, 0.012 * canvas.scale))
+                part.lines(_curve(crease), skin * (1 - 0.42 * depth), 0.022)
+    canvas.image[:] = cv2.GaussianBlur(canvas.image, (0, 0), max(0.3, 0.012 * canvas.scale))
+    p |= {"jaw": outline[outline[:, 1] > 0.12], "beard_edge": _curve(_SHAPES["beard"])}
     if p["beard"]:
-        jaw, inner = outline[outline[:, 1] > 0.12], _curve(_SHAPES["beard"])
-        canvas.wash(np.concatenate([jaw, inner[::-1]]), hair, 0.25 + 0.65 * p["beard"], 0.06)
-    _draw_mouth(canvas, p, points, skin)
-    for side, half in points.items():
-        _draw_half(canvas, p, side, half, skin, hair)
-    if style != _BALD:
-        _draw_hair(canvas, p, cover, skin, rng)
+        canvas.paint(steps["beard"], p)
+    # The mouth: its curves run across both halves.
+    left, right = (q["landmarks"] * (part.side, 1) for part, q in halves)
+    middle = (left + right) / 2
+    for name, (*outer, centre) in FACE["lips"].items():
+        p[name] = _curve([*left[outer], middle[centre], *right[outer[::-1]]])
+    p["bite"] = p["upper_teeth"] * (0.9, 1) + (0, 0.07)
+    p["tongue_edge"] = _curve(_SHAPES["tongue"]) + middle[20]
+    if middle[20, 1] - middle[18, 1] > 0.012:
+        canvas.paint(steps["open_mouth"], p)
+    canvas.paint(steps["lips"], p)
+    for part, q in halves:
+        part.paint(steps["nose"], q)
+        if q["AU43"] < 0.9:
+            part.paint(steps["eyeball"], q)
+        part.paint(steps["lids_and_brow"] + steps["glasses"][p["glasses"]], q)
+    if "edge" in p:
+        outer = _SHAPES["hair_outside"] * (1 + 0.6 * volume) * wide - (0, 0.2 + 0.4 * volume)
+        inner = np.array(p["edge"], float) * wide
+        outer[4] = inner[4] + (0.03, 0)
+        if "long" in p:
+            inner[4, 1] = p["hair_length"]
+            outer[3:] = (0.86 + volume, 0.1), (0.78 + volume, p["hair_length"])
+        inner[:3, 1] += p["hairline"]
+        shift = np.outer([1, 0.8, 0.3, 0, 0], (p["hair_part"], 0))
+        for part, q in halves:
+            top, low = (_curve(edge + shift * (part.side, 1)) for edge in (outer, inner))
+            q |= {"top": top, "low": low, "shadow": low + (-0.03, 0.04)}
+            part.paint(steps["hair"], q)
+            for tone in p["strands"]:
+                part.lines(top + rng.random((6, 1, 1)) * (low - top), hair * tone, 0.022)
+    if "curls" in p:
+        _curls(canvas, hair, rng, 0.6 - p["hairline"], 0.75 + volume)
     if 0 < p["occlusion"] <= len(FACE["covers"]):  # older data sets hold other numbers
-        edge = np.array(list(FACE["covers"].values())[p["occlusion"] - 1]) * (p["head_width"], 1)
+        edge = np.array(list(FACE["covers"].values())[p["occlusion"] - 1]) * wide
         colour = 4 if p["occlusion"] == 3 else (p["clothes"] + 7) % 10  # glasses are dark
         canvas.fill(_whole(edge), _bgr("cloth", colour))
-
-
-def _draw_mouth(canvas, p, points, skin):
-    left, right, middle = points[-1], points[1], (points[-1] + points[1]) / 2
-    top, upper, lower, bottom = (
-        _curve([*left[outer], middle[centre], *right[outer[::-1]]])
-        for *outer, centre in FACE["landmarks"]["lips"]
-    )
-    opening = np.concatenate([upper, lower[::-1]])
-    red = skin * (0.68, 0.62, 0.88) * (1 - 0.25 * p["makeup"] * np.array([0.8, 1, 0]))
-    if middle[20, 1] - middle[18, 1] > 0.012:
-        with canvas.inside(opening) as part:
-            part.fill(opening, (28, 18, 45))
-            part.fill(np.concatenate([upper, upper[::-1] * (0.9, 1) + (0, 0.07)]), (215, 228, 232))
-            part.fill(_curve(_SHAPES["tongue"]) + middle[20], (85, 80, 165))
-    canvas.fill(np.concatenate([top, upper[::-1]]), red * 0.86)
-    canvas.fill(np.concatenate([lower, bottom[::-1]]), red)
-    canvas.lines([upper], red * 0.5, 0.012)
-
-
-def _draw_half(canvas, p, side, half, skin, hair):
-    """Draw half of the nose, an eye, its brow and half of the glasses."""
-    canvas.lines([_curve(_SHAPES["nose_wing"] * (side, 1) + half[_WING])], skin * 0.78, 0.016)
-    canvas.fill(_curve(_SHAPES["nostril"] * (side, 1) + half[_NOSTRIL], True), skin * 0.4)
-    upper, lower = _curve(half[_LID]), _curve(half[[4, 9, 10, 11, 8]])
-    outline, size = np.concatenate([upper, lower[::-1]]), p["eye_size"]
-    gaze = (side * (0.32 + p["eye_distance"]), -0.09) + 0.05 * np.array([p["gaze_x"], p["gaze_y"]])
-    iris = _bgr("iris", p["eye_colour"])
-    if p["AU43"] < 0.9:
-        with canvas.inside(outline) as part:
-            part.fill(outline, (222, 226, 232))
-            for radius, colour in ((0.072, iris * 0.45), (0.061, iris), (0.03, (12, 10, 10))):
-                part.disc(gaze, radius * size, colour)
-            part.lines([upper + (0, 0.012)], skin * 0.35, 0.03)
-            part.disc(gaze + (0.025 * np.sign(p["light_x"]), -0.028), 0.016, (250, 250, 250))
-    fold = half[_LID] + (0, -0.045)
-    fold[1:4, 1] = np.minimum(fold[1:4, 1], -0.09 - 0.08 * size)
-    canvas.lines([lower], skin * 0.62, 0.012)
-    canvas.lines([_curve(fold)], skin * 0.7, 0.014)
-    canvas.lines([upper], skin * 0.22, 0.018 + 0.014 * p["makeup"])
-    thick = 0.028 * p["brow_thickness"] * np.array([[1.0], [1.15], [0.9], [0.2]]) * (0, 1)
-    brow = np.concatenate([_curve(half[_BROW] - thick), _curve(half[_BROW] + thick)[::-1]])
-    canvas.wash(brow, hair * 0.8, 0.9, 0.014)
-    if p["glasses"]:
-        ring, colour, width = FACE["glasses"][f"style_{p['glasses']}"]
-        centre = np.array([side * (0.325 + p["eye_distance"]), -0.08])
-        lens = _curve(np.array(ring) * (0.235, 0.19) + centre, True)
-        canvas.wash(lens, (245, 240, 235), 0.1)
-        temple = [centre + (side * 0.22, -0.04), (side * 0.78, -0.12)]
-        bridge = [centre - (side * 0.225, 0.03), (0, -0.13)]
-        canvas.lines([[*lens, lens[0]]], colour, width)
-        canvas.lines([temple, bridge], colour, width)
 
 
 def _curls(canvas, hair, rng, low, high):
@@ -320,37 +313,3 @@ def _curls(canvas, hair, rng, low, high):
     dots = np.stack([np.cos(angle) * radius, np.sin(angle) * radius - 0.38], -1)[:, None]
     for i, tone in enumerate((0.78, 0.88, 1.0, 1.08)):
         canvas.lines(dots[i::4].repeat(2, axis=1), hair * tone, 0.1)
-
-
-def _draw_hair_behind(canvas, p, hair, rng):
-    style, volume = p["hair_style"], p["hair_volume"]
-    if style == _BUN:
-        canvas.disc((0, -1.36), 0.3, hair * 0.8)
-    elif style in (_LONG, _SCARF):
-        edge, hem = _whole(_SHAPES["hair_behind"]), 1.2 if style == _SCARF else p["hair_length"]
-        edge[:, 1] *= np.where(edge[:, 1] > 0, hem / 1.2, 1)
-        canvas.fill(edge * (1 + volume, 1), hair * (0.75 if style == _SCARF else 0.6))
-    elif style == _CURLY:
-        canvas.disc((0, -0.38), 0.8 + 1.2 * volume, hair * 0.8)
-        _curls(canvas, hair, rng, 0.72, 0.85 + 1.4 * volume)
-
-
-def _draw_hair(canvas, p, hair, skin, rng):
-    style, volume, wide = p["hair_style"], p["hair_volume"], (p["head_width"], 1)
-    outer = _SHAPES["hair_outside"] * (1 + 0.6 * volume) * wide - (0, 0.2 + 0.4 * volume)
-    inner = np.array(FACE["hair"]["lines"][style], float) * wide
-    if style in (_LONG, _SCARF):
-        outer[3:] = [(0.86 + volume, 0.1), (0.78 + volume, 0)]
-        inner[4, 1] = outer[4, 1] = 1.2 if style == _SCARF else p["hair_length"]
-    else:
-        outer[4] = inner[4] + (0.03, 0)
-    inner[:3, 1] += p["hairline"]
-    shift = np.outer([1, 0.8, 0.3, 0, 0], (p["hair_part"], 0)) * (style in (_SIDE_PART, _LONG))
-    for side in (-1, 1):
-        top, low = _curve(outer * (side, 1) + shift), _curve(inner * (side, 1) + shift)
-        canvas.wash(np.concatenate([top, low[::-1] + (-0.03 * side, 0.04)]), skin * 0.5, 0.5, 0.03)
-        canvas.fill(np.concatenate([top, low[::-1]]), hair)
-        for tone in (0.72, 0.86, 1.14, 1.28) if style not in (_SCARF, _CURLY) else ():
-            canvas.lines(top + rng.random((6, 1, 1)) * (low - top), hair * tone, 0.022)
-    if style == _CURLY:
-        _curls(canvas, hair, rng, 0.6 - p["hairline"], 0.75 + volume)

@@ -37,13 +37,12 @@ def sample(emotion=None, *, seed, identity=None, frontal=False):
     stray = 0.35 * rng.random(len(units)) * (rng.random(len(units)) < 0.1)
     units = {name: max(units[name], blend[name], float(stray[i])) for i, name in enumerate(units)}
     mean = CLASS_MEAN_VA[emotion] * (0.45 + 0.75 * intensity)
-    valence, arousal = rng.normal(mean, 0.1).clip(-1, 1).tolist()
-    gaze_x, gaze_y = rng.normal(0, 0.25, 2).clip(-0.6, 0.6).tolist()
     face = {"emotion": emotion, "group": f"p{identity:07d}", "identity": identity}
-    face |= {"valence": valence, "arousal": arousal, "intensity": intensity} | units
-    face |= {"gaze_x": gaze_x, "gaze_y": gaze_y} | _sample_person(identity)
+    face["valence"], face["arousal"] = rng.normal(mean, 0.1).clip(-1, 1).tolist()
+    face |= {"intensity": intensity} | units
+    face["gaze_x"], face["gaze_y"] = rng.normal(0, 0.25, 2).clip(-0.6, 0.6).tolist()
     rng = np.random.default_rng([seed, 2])  # the picture tells nothing about the emotion
-    face |= _draw_from(FACE["picture"], rng)
+    face |= _sample_person(identity) | _draw_from(FACE["picture"], rng)
     face["occlusion"] = int(rng.choice(1 + len(COVERS), p=(0.94, 0.02, 0.02, 0.02)))  # 0: nothing
     if frontal:
         face |= {n: 0.4 * face[n] for n in "yaw pitch roll blur noise".split()} | {"occlusion": 0}
@@ -115,8 +114,7 @@ def _display(emotion, intensity, rng):
 
 
 def _draw_from(table, rng):
-    values = rng.triangular(*np.array(list(table.values()), float).T)
-    return dict(zip(table, values.tolist(), strict=True))
+    return dict(zip(table, rng.triangular(*np.transpose([*table.values()])).tolist(), strict=True))
 
 
 def _sample_person(identity):
