@@ -11,8 +11,7 @@ from pathlib import Path
 import cv2
 import pandas as pd
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate import PartialState, utils
 from tqdm.auto import tqdm
 
 from emo import EmoError, dataset, download, window
@@ -63,7 +62,7 @@ def predict_files(recognizer, files, detector=None, annotate=None):
                     _annotate(found, copies[Path(found[0]["image_path"])], recognizer.va)
         except KeyboardInterrupt:
             print(f"stopped after {bar.n} images", file=sys.stderr)
-    return gather_object(rows)
+    return utils.gather_object(rows)
 
 
 def table_of(rows):
