@@ -31,10 +31,9 @@ def export_run(run, formats=tuple(FILES)):
     It (also in `export.json`) holds size, largest differences, agreement, accuracy and CCC on val,
     latency of a face. A 32-bit format more than 1e-4 away raises `EmoError` and leaves no file.
     """
-    folder = Path(run)
+    folder, best = Path(run), Path(run) / "best_model.pth"
     if unknown := set(formats) - set(FILES):
         raise EmoError(f"unknown format {sorted(unknown)[0]!r}; expected {', '.join(FILES)}")
-    best = folder / "best_model.pth"
     model, reference = load_model(best), recognize.create_recognizer(best)
     dataset, _ = runs.load_data(runs.read_config(folder), folder)
     val = dataset.part("val")
@@ -142,8 +141,7 @@ def export_to_keras(model, path):
     model, face = _ready(model, "cpu")
     image = keras.Input((*face.shape[2:], 3), name="image")
     twin = keras.Model(image, _KerasTwin(model, keras.layers).run(image))
-    # A warning that .h5 is legacy is not heard: it is what people ask for.
-    logging.getLogger("absl").addFilter(lambda record: "HDF5" not in record.getMessage())
+    logging.getLogger("absl").addFilter(lambda r: "HDF5" not in r.getMessage())  # it is asked for
     with files.atomic_path(path) as temporary:
         twin.save(temporary)
     return Path(path)

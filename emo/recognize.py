@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from emo import EmoError, files, metrics
+from emo import EmoError, faces, files, metrics
 from emo.dataset import IMAGE_MEAN, IMAGE_STD, LUMA, resize_face
-from emo.faces import DEFAULT_MARGIN, crop_face
 from emo.model import load_model
 
 CHUNK = 64  # faces in one forward pass, so that a long list does not fill the memory
@@ -58,7 +57,7 @@ class EmotionRecognizer:
         self._run, self.config, self._lock = run, config, threading.Lock()
         self.classes, self.va = list(config["classes"]), config.get("va", "none")
         self.temperature = float(config.get("temperature", 1.0))
-        self.crop_margin = float(config.get("crop_margin", DEFAULT_MARGIN))
+        self.crop_margin = float(config.get("crop_margin", faces.DEFAULT_MARGIN))
         self.preprocessor = EmotionPreprocessor(*(config[name] for name in PREPROCESSING))
 
     def predict(self, tensor):
@@ -107,7 +106,7 @@ class EmotionRecognizer:
     def find(self, image_bgr, detector):
         """Return the faces of a BGR image: dicts of `bbox` and `score`, tensor (B, 3, S, S)."""
         found = detector.detect(image_bgr)
-        crops = [crop_face(image_bgr, bbox, self.crop_margin) for bbox, _ in found]
+        crops = [faces.crop_face(image_bgr, bbox, self.crop_margin) for bbox, _ in found]
         places = [{"bbox": bbox, "score": score} for bbox, score in found]
         return places, self.preprocessor.preprocess_batch(crops)
 
