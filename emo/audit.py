@@ -10,10 +10,7 @@ import pandas as pd
 from PIL import Image
 from tqdm.contrib.concurrent import thread_map
 
-from emo.dataset import decode
-from emo.emotions import EMOTIONS
-from emo.files import atomic_path, work_folder
-from emo.sources import QUARANTINE, va_state
+from emo import dataset, emotions, files, sources
 
 TINY = 32  # pixels; below this a face has lost the detail that emotions show in
 ALIKE_BITS, ALIKE_CORRELATION = 8, 0.97  # of FER+, every such pair looked at was one photo
@@ -58,7 +55,7 @@ def summarise(manifest, facts):
         "duplicates with another label": int(facts["relabelled"].sum()),
         "label and folder disagree": int(facts["folder_disagrees"].sum()),
         "without emotion": int((manifest["emotion"] < 0).sum()),
-        f"valence/arousal: {va_state(manifest)}": int(manifest["valence"].notna().sum()),
+        f"valence/arousal: {sources.va_state(manifest)}": int(manifest["valence"].notna().sum()),
     }
     return pd.DataFrame({"count": pd.Series(rows)})
 
@@ -80,25 +77,25 @@ def write_quarantine(manifest, facts, root, *, duplicates=False):
                 reason[image] = f"duplicate of {best[first[image]]}"
     sizes = [(Path(root) / path).stat().st_size for path in reason]
     table = pd.DataFrame({"image_path": reason.keys(), "reason": reason.values(), "bytes": sizes})
-    with atomic_path(work_folder(root) / QUARANTINE) as temporary:
+    with files.atomic_path(files.work_folder(root) / sources.QUARANTINE) as temporary:
         table.to_csv(temporary, index=False)
     return table
 
 
 def class_table(manifest):
     """Return the images of each emotion in each split."""
-    names = manifest["emotion"].map(lambda i: EMOTIONS[i] if i >= 0 else "unknown")
+    names = manifest["emotion"].map(lambda i: emotions.EMOTIONS[i] if i >= 0 else "unknown")
     table = pd.crosstab(names, manifest["split"], margins=True, margins_name="all")
-    table = table.filter([*EMOTIONS, "unknown", "all"], axis=0)  # in this order
+    table = table.filter([*emotions.EMOTIONS, "unknown", "all"], axis=0)  # in this order
     return table.filter(["train", "val", "test", "all"]).rename_axis(index=None, columns=None)
 
 
 def _look(path):
     """Return fault, mode, digest of the pixels, perceptual hash (8 bytes) and thumbnail (256)."""
-    image, mode = decode(path), ""
-    with suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        with Image.open(path) as file:
-            mode = file.mode
+    image, mode = dataset.decode(path), ""
+    faults = OSError, ValueError, SyntaxError, Image.DecompressionBombError
+    with suppress(*faults), Image.open(path) as file:
+        mode = file.mode
     if image is None:
         fault = "cut off or damaged" if mode else "not an image"
         return fault, mode, None, np.zeros(8, np.uint8), np.zeros(256, np.uint8)
@@ -118,11 +115,10 @@ def _look_alikes(codes, thumbnails):
     for part in codes.view(np.uint16).T:
         order = np.argsort(part, kind="stable")
         for step in range(1, min(256, len(order))):  # the next ones with the same part
-            a, b = order[:-step], order[step:]
-            same = part[a] == part[b]
+            same = part[order[:-step]] == part[order[step:]]
             if not same.any():
                 break
-            a, b = a[same], b[same]
+            a, b = order[:-step][same], order[step:][same]
             near = np.unpackbits(codes[a] ^ codes[b], axis=1).sum(axis=1) <= ALIKE_BITS
             a, b = a[near], b[near]
             x, y = (t - t.mean(axis=1, keepdims=True, dtype=np.float32) for t in thumbnails[[a, b]])

@@ -4,7 +4,7 @@ import json
 import logging
 import timeit
 import warnings
-from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -15,12 +15,8 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from emo import EmoError
-from emo.evaluation import compute_metrics, predict_dataset
-from emo.files import atomic_path, write_json
+from emo import EmoError, evaluation, files, recognize, runs
 from emo.model import load_model, save_weights
-from emo.recognize import create_recognizer, import_keras
-from emo.runs import load_data, read_config
 
 FILES = {"weights": "model_weights.pth", "torchscript": "model_torchscript.pt"}
 FILES |= {"onnx": "model.onnx", "int8": "model_int8.onnx", "keras": "model.h5"}
@@ -35,25 +31,20 @@ def export_run(run, formats=tuple(FILES)):
     It (also in `export.json`) holds size, largest differences, agreement, accuracy and CCC on val,
     latency of a face. A 32-bit format more than 1e-4 away raises `EmoError` and leaves no file.
     """
-    folder = Path(run)
+    folder, best = Path(run), Path(run) / "best_model.pth"
     if unknown := set(formats) - set(FILES):
         raise EmoError(f"unknown format {sorted(unknown)[0]!r}; expected {', '.join(FILES)}")
-    best = folder / "best_model.pth"
-    model, reference = load_model(best), create_recognizer(best)
-    dataset, _ = load_data(read_config(folder), folder)
+    model, reference = load_model(best), recognize.create_recognizer(best)
+    dataset, _ = runs.load_data(runs.read_config(folder), folder)
     val = dataset.part("val")
     faces = _faces(val, reference, PROOF_FACES)
-    expected = reference.run(faces)
-
-    def measure(name, path):
-        return _facts(name, path, create_recognizer(path), faces, expected, val)
-
+    measure = partial(_facts, val=val, faces=faces, expected=reference.run(faces))
     rows = [measure("pytorch", best)]
     calibration = _faces(dataset.part("train"), reference, CALIBRATION_FACES)
     writers = {"weights": save_weights, "torchscript": export_to_torchscript}
     writers |= {"onnx": export_to_onnx, "keras": export_to_keras}
     for name in [name for name in FILES if name in formats]:
-        with atomic_path(folder / FILES[name]) as temporary:
+        with files.atomic_path(folder / FILES[name]) as temporary:
             if name == "int8":
                 for spared in _layers_to_spare(model, calibration):
                     export_to_int8(model, temporary, calibration, spared)
@@ -71,9 +62,8 @@ def export_run(run, formats=tuple(FILES)):
                     fault += f" {TOLERANCE}, or agrees on {row['agreement']:.1%} of the faces only"
                     raise EmoError(f"{fault}: not written; please report this")
         rows.append(row)
-    for row in rows:
-        row["speed_up"] = rows[0]["median_ms"] / row["median_ms"]
-    write_json(folder / "export.json", {"reference": "pytorch", "formats": rows})
+    rows = [row | {"speed_up": rows[0]["median_ms"] / row["median_ms"]} for row in rows]
+    files.write_json(folder / "export.json", {"reference": "pytorch", "formats": rows})
     return pd.DataFrame(rows).set_index("format")
 
 
@@ -81,7 +71,7 @@ def export_to_torchscript(model, path, device="cpu"):
     """Trace the model into one TorchScript file with its config inside."""
     model, face = _ready(model, device)
     extra = {"model_config.json": json.dumps(model.config)}
-    with atomic_path(path) as temporary, warnings.catch_warnings(action="ignore"):
+    with files.atomic_path(path) as temporary, warnings.catch_warnings(action="ignore"):
         traced = torch.jit.trace(model, face)  # deprecated, but many runtimes read it
         torch.jit.save(traced, str(temporary), _extra_files=extra)
     return Path(path)
@@ -92,7 +82,7 @@ def export_to_onnx(model, path, device="cpu"):
     model, face = _ready(model, device)
     options = {"input_names": ["image"], "output_names": ["logits", "va"], "verbose": False}
     options["dynamic_shapes"] = {"image": {0: torch.export.Dim("batch", min=1, max=4096)}}
-    with atomic_path(path) as temporary, warnings.catch_warnings(action="ignore"):
+    with files.atomic_path(path) as temporary, warnings.catch_warnings(action="ignore"):
         program = torch.onnx.export(model, (face,), dynamo=True, **options)
         program.model.metadata_props["model_config"] = json.dumps(model.config)
         program.save(temporary, external_data=False)
@@ -110,13 +100,12 @@ def export_to_int8(model, path, faces, spared=()):
     batches = iter([{"image": part} for part in np.array_split(faces, max(1, len(faces) // 16))])
     reader = SimpleNamespace(get_next=lambda: next(batches, None))
     options = {"activation_type": QuantType.QUInt8, "per_channel": True}
-    options["nodes_to_exclude"] = list(spared)
     # Activations, too: between float ones no convolution would become one of integers.
     options["op_types_to_quantize"] = ["Conv", "Relu", "Clip", "Add", "MaxPool"]
-    with TemporaryDirectory() as scratch, atomic_path(path) as temporary:
+    with TemporaryDirectory() as scratch, files.atomic_path(path) as temporary:
         exact, prepared = f"{scratch}/float.onnx", f"{scratch}/prepared.onnx"
         shape_inference.quant_pre_process(str(export_to_onnx(model, exact)), prepared)
-        quantize_static(prepared, str(temporary), reader, **options)
+        quantize_static(prepared, str(temporary), reader, nodes_to_exclude=list(spared), **options)
     return Path(path)
 
 
@@ -126,11 +115,11 @@ def _layers_to_spare(model, faces):
     with TemporaryDirectory() as scratch:
         whole, part = export_to_onnx(model, f"{scratch}/m.onnx"), f"{scratch}/part.onnx"
         names = [n.name for n in onnx.load(whole).graph.node if n.op_type == "Conv"]
-        logits, spared, hurt = create_recognizer(whole).run(faces)[0], [], []
+        logits, spared, hurt = recognize.create_recognizer(whole).run(faces)[0], [], []
         groups = np.array_split(names, 8)  # of neighbours
         for group in tqdm(groups, "Looking for layers that 8 bits hurt"):
             export_to_int8(model, part, faces, set(names) - set(group))
-            hurt.append(np.abs(create_recognizer(part).run(faces)[0] - logits).mean())
+            hurt.append(np.abs(recognize.create_recognizer(part).run(faces)[0] - logits).mean())
     for i in np.argsort(hurt)[:-4:-1]:  # three groups at most: the rest is to stay fast
         spared += groups[i].tolist()
         yield spared
@@ -148,13 +137,12 @@ def export_to_keras(model, path):
 
     Raises `EmoError` for a backbone with operations other than those of ResNets and MobileNetV2.
     """
-    keras = import_keras()
+    keras = recognize.import_keras()
     model, face = _ready(model, "cpu")
     image = keras.Input((*face.shape[2:], 3), name="image")
     twin = keras.Model(image, _KerasTwin(model, keras.layers).run(image))
-    with atomic_path(path) as temporary, ExitStack() as afterwards:
-        logging.disable(logging.WARNING)  # .h5 is called legacy, but it is what people ask for
-        afterwards.callback(logging.disable, logging.NOTSET)
+    logging.getLogger("absl").addFilter(lambda r: "HDF5" not in r.getMessage())  # it is asked for
+    with files.atomic_path(path) as temporary:
         twin.save(temporary)
     return Path(path)
 
@@ -171,49 +159,47 @@ class _KerasTwin(torch.fx.Interpreter):
 
     def call_function(self, target, args, kwargs):
         """Return Keras' value of a PyTorch layer, or a function or method, applied to `args`."""
-        layers, part, x = self.layers, target, args[0]
+        layers, part, x, weights = self.layers, target, args[0], ()
         name = part if isinstance(part, str) else getattr(part, "__name__", type(part).__name__)
         size = getattr(part, "output_size", args[-1])  # of an average pooling
         if np.any(getattr(part, "padding", 0)):
             x = layers.ZeroPadding2D(part.padding)(x)  # zeros suit MaxPool2d only after a ReLU
         match name:
-            case "Conv2d":
+            case "Conv2d" if 1 < part.groups == part.in_channels == part.out_channels:
                 options = {"strides": part.stride, "use_bias": part.bias is not None}
-                if 1 < part.groups == part.in_channels == part.out_channels:
-                    layer = layers.DepthwiseConv2D(part.kernel_size, **options)
-                    return _fill(layer, x, part.weight.permute(2, 3, 0, 1), part.bias)
-                options |= {"filters": part.out_channels, "groups": part.groups}
-                layer = layers.Conv2D(kernel_size=part.kernel_size, **options)
-                return _fill(layer, x, part.weight.permute(2, 3, 1, 0), part.bias)
+                layer = layers.DepthwiseConv2D(part.kernel_size, **options)
+                weights = part.weight.permute(2, 3, 0, 1), part.bias
+            case "Conv2d":
+                options = {"groups": part.groups, "use_bias": part.bias is not None}
+                layer = layers.Conv2D(part.out_channels, part.kernel_size, part.stride, **options)
+                weights = part.weight.permute(2, 3, 1, 0), part.bias
             case "BatchNorm2d":
                 layer = layers.BatchNormalization(epsilon=part.eps, momentum=0.9)
-                return _fill(layer, x, part.weight, part.bias, part.running_mean, part.running_var)
+                weights = part.weight, part.bias, part.running_mean, part.running_var
             case "Linear":
-                return _fill(layers.Dense(part.out_features), x, part.weight.T, part.bias)
+                layer, weights = layers.Dense(part.out_features), (part.weight.T, part.bias)
             case "MaxPool2d":
-                return layers.MaxPooling2D(part.kernel_size, part.stride)(x)
+                layer = layers.MaxPooling2D(part.kernel_size, part.stride)
             case "AdaptiveAvgPool2d" | "adaptive_avg_pool2d" if size in (1, (1, 1)):
-                return layers.GlobalAveragePooling2D(keepdims=True)(x)
+                layer = layers.GlobalAveragePooling2D(keepdims=True)
             case "ReLU" | "ReLU6" | "Tanh":
-                return layers.Activation(name.lower())(x)
+                layer = layers.Activation(name.lower())
+            case "flatten":
+                layer = layers.Flatten()
+            case "add":
+                layer, x = layers.Add(), list(args)
             case "Identity" | "Dropout":
                 return x
-            case "flatten":
-                return layers.Flatten()(x)
-            case "add":
-                return layers.Add()(list(args))
             case "EmotionOutput":
                 return list(args)
-        raise EmoError(f"no Keras twin for this backbone's {name}; export onnx or train resnet18")
+            case _:
+                cure = "export onnx or train resnet18"
+                raise EmoError(f"no Keras twin for this backbone's {name}; {cure}")
+        result = layer(x)
+        layer.set_weights([w.detach().numpy() for w in weights if w is not None])
+        return result
 
     call_method = call_function
-
-
-def _fill(layer, x, *weights):
-    """Return what a Keras layer makes of `x`, and give it its weights."""
-    result = layer(x)
-    layer.set_weights([w.detach().numpy() for w in weights if w is not None])
-    return result
 
 
 def _ready(model, device):
@@ -229,9 +215,11 @@ def _faces(part, reference, count):
     return reference.preprocessor.preprocess_batch(list(part.images[rows][..., ::-1])).numpy()
 
 
-def _facts(name, path, recognizer, faces, expected, val):
+def _facts(name, path, val, faces, expected):
+    recognizer = recognize.create_recognizer(path)
     logits, va = recognizer.run(faces)
-    numbers = compute_metrics(predict_dataset(recognizer, val), va=recognizer.va, rounds=1)
+    predictions = evaluation.predict_dataset(recognizer, val)
+    numbers = evaluation.compute_metrics(predictions, va=recognizer.va, rounds=1)
     times = timeit.repeat(lambda: recognizer.run(faces[:1]), number=1, repeat=5 + TIMED_CALLS)
     return {
         "format": name,

@@ -11,16 +11,13 @@ from pathlib import Path
 import cv2
 import pandas as pd
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate import PartialState, utils
 from tqdm.auto import tqdm
 
-from emo import EmoError, dataset
-from emo.download import IMAGE_SUFFIXES
+from emo import EmoError, dataset, download, window
 from emo.emotions import PROBABILITY_COLUMNS
 from emo.files import atomic_path
 from emo.live import Face, draw_overlay, fill
-from emo.window import Camera
 
 FILM_SUFFIXES = {".mp4", ".webm", ".avi", ".mov", ".mkv", ".m4v"}
 TOGETHER = 16  # images whose faces are read in one forward pass
@@ -34,7 +31,7 @@ def find_files(names):
     for path in (Path(name).expanduser() for name in names):
         pattern = f"{escape(str(path))}/**" if path.is_dir() else str(path)
         inside = map(Path, sorted(glob(pattern, recursive=True)))
-        inside = [p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES | FILM_SUFFIXES]
+        inside = [p for p in inside if p.suffix.lower() in FILM_SUFFIXES | download.IMAGE_SUFFIXES]
         found += (files := [path] if path.is_file() else inside)
         if not files:
             raise EmoError(f"{path} is no file, and no folder or pattern with images or films")
@@ -55,7 +52,7 @@ def predict_files(recognizer, files, detector=None, annotate=None):
     if same := [path for path, copy in copies.items() if copy.resolve() == path.resolve()]:
         raise EmoError(f"the annotated copy would replace {same[0]}; name another folder")
     with state.split_between_processes(files) as mine:
-        total = None if any(map(_is_film, mine)) else len(mine)  # a film has many images
+        total = None if FILM_SUFFIXES & {p.suffix.lower() for p in mine} else len(mine)
         bar = tqdm(total=total, desc="Predicting", unit="image", disable=not state.is_main_process)
         try:
             for found in _read(recognizer, detector, _images(mine)):
@@ -65,7 +62,7 @@ def predict_files(recognizer, files, detector=None, annotate=None):
                     _annotate(found, copies[Path(found[0]["image_path"])], recognizer.va)
         except KeyboardInterrupt:
             print(f"stopped after {bar.n} images", file=sys.stderr)
-    return gather_object(rows)
+    return utils.gather_object(rows)
 
 
 def table_of(rows):
@@ -78,16 +75,12 @@ def table_of(rows):
     return pd.DataFrame(flat, columns=COLUMNS).astype(whole)
 
 
-def _is_film(path):
-    return path.suffix.lower() in FILM_SUFFIXES
-
-
 def _images(paths):
     """Yield (facts, image): each frame of the films, and None for what is read from its file."""
     for path in paths:
         facts, frame = {"image_path": str(path)}, None
-        if _is_film(path):
-            with suppress(EmoError), Camera(path) as film:  # raised when it can't be opened
+        if path.suffix.lower() in FILM_SUFFIXES:
+            with suppress(EmoError), window.Camera(path) as film:  # raised when it can't be opened
                 for frame, seconds in film:
                     yield facts | {"time": seconds}, frame
         if frame is None:

@@ -9,11 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from emo import EmoError, metrics
+from emo import EmoError, faces, files, metrics
 from emo.dataset import IMAGE_MEAN, IMAGE_STD, LUMA, resize_face
-from emo.emotions import EMOTIONS
-from emo.faces import DEFAULT_MARGIN, crop_face
-from emo.files import read_json
 from emo.model import load_model
 
 CHUNK = 64  # faces in one forward pass, so that a long list does not fill the memory
@@ -60,7 +57,7 @@ class EmotionRecognizer:
         self._run, self.config, self._lock = run, config, threading.Lock()
         self.classes, self.va = list(config["classes"]), config.get("va", "none")
         self.temperature = float(config.get("temperature", 1.0))
-        self.crop_margin = float(config.get("crop_margin", DEFAULT_MARGIN))
+        self.crop_margin = float(config.get("crop_margin", faces.DEFAULT_MARGIN))
         self.preprocessor = EmotionPreprocessor(*(config[name] for name in PREPROCESSING))
 
     def predict(self, tensor):
@@ -77,8 +74,14 @@ class EmotionRecognizer:
     def predict_batch(self, tensors):
         """Predict faces (B, 3, S, S); returns a list of B dicts as `predict` does."""
         logits, va = self.run(tensors)
-        probabilities = metrics.softmax(logits, self.temperature)
-        return [self._result(p, v) for p, v in zip(probabilities, va, strict=True)]
+        results, probabilities = [], metrics.softmax(logits, self.temperature)
+        for shares, pair in zip(probabilities.tolist(), va.tolist(), strict=True):
+            best = int(np.argmax(shares))
+            result = {"emotion": self.classes[best], "emotion_id": best, "confidence": shares[best]}
+            result["probabilities"] = dict(zip(self.classes, shares, strict=True))
+            result["valence"], result["arousal"] = (None, None) if self.va == "none" else pair
+            results.append(result)
+        return results
 
     def run(self, tensors):
         """Return raw (logits (B, 8), va (B, 2)) float32 arrays of faces (B, 3, S, S)."""
@@ -103,16 +106,9 @@ class EmotionRecognizer:
     def find(self, image_bgr, detector):
         """Return the faces of a BGR image: dicts of `bbox` and `score`, tensor (B, 3, S, S)."""
         found = detector.detect(image_bgr)
-        crops = [crop_face(image_bgr, bbox, self.crop_margin) for bbox, _ in found]
+        crops = [faces.crop_face(image_bgr, bbox, self.crop_margin) for bbox, _ in found]
         places = [{"bbox": bbox, "score": score} for bbox, score in found]
         return places, self.preprocessor.preprocess_batch(crops)
-
-    def _result(self, probabilities, va):
-        best, shares = int(probabilities.argmax()), probabilities.tolist()
-        valence, arousal = (None, None) if self.va == "none" else va.tolist()
-        result = {"emotion": self.classes[best], "emotion_id": best, "confidence": shares[best]}
-        result["probabilities"] = dict(zip(self.classes, shares, strict=True))
-        return result | {"valence": valence, "arousal": arousal}
 
 
 def create_recognizer(model_path, config_path=None, device="cpu", threads=None):
@@ -140,11 +136,11 @@ def create_recognizer(model_path, config_path=None, device="cpu", threads=None):
         raise EmoError(f"{path} is damaged or no {path.suffix} model ({reason})") from error
     beside = path.with_name("model_config.json")
     source = config_path or (beside if not inside and beside.is_file() else None)
-    config = read_json(source) if source else inside or {}
+    config = files.read_json(source) if source else inside or {}
     if missing := ", ".join(sorted({"classes", *PREPROCESSING} - set(config))):
         raise EmoError(f"{path} lacks {missing}; keep its model_config.json beside it or name it")
-    if len(config["classes"]) != len(EMOTIONS):
-        raise EmoError(f"{path} has {len(config['classes'])} classes, expected {len(EMOTIONS)}")
+    if len(config["classes"]) != metrics.CLASSES:
+        raise EmoError(f"{path} has {len(config['classes'])} classes, expected {metrics.CLASSES}")
     fault = [n for n in ("classes", *PREPROCESSING) if inside and inside.get(n) != config[n]]
     recognizer, size = EmotionRecognizer(run, config), config["image_size"]
     try:
@@ -157,19 +153,16 @@ def create_recognizer(model_path, config_path=None, device="cpu", threads=None):
     return recognizer
 
 
-def _load_pth(path, device, threads):
-    model = load_model(path).to(device)
-    return _torch_run(model, device, threads), model.config if "mean" in model.config else None
+def _load_torch(path, device, threads):
+    if path.suffix == ".pth":
+        model = load_model(path).to(device)
+        inside = model.config if "mean" in model.config else None
+    else:
+        extra = {"model_config.json": ""}
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # jit is deprecated
+            model = torch.jit.load(str(path), map_location=device, _extra_files=extra).eval()
+        inside = json.loads(extra["model_config.json"] or "{}")
 
-
-def _load_torchscript(path, device, threads):
-    extra = {"model_config.json": ""}
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # deprecated, but works
-        model = torch.jit.load(str(path), map_location=device, _extra_files=extra).eval()
-    return _torch_run(model, device, threads), json.loads(extra["model_config.json"] or "{}")
-
-
-def _torch_run(model, device, threads):
     @torch.inference_mode()
     def run(faces):
         before = torch.get_num_threads()
@@ -179,7 +172,7 @@ def _torch_run(model, device, threads):
         finally:
             torch.set_num_threads(before)
 
-    return run
+    return run, inside
 
 
 def _load_onnx(path, device, threads):
@@ -219,4 +212,4 @@ def import_keras():
     return keras
 
 
-LOADERS = {".pth": _load_pth, ".pt": _load_torchscript, ".onnx": _load_onnx, ".h5": _load_keras}
+LOADERS = {".pth": _load_torch, ".pt": _load_torch, ".onnx": _load_onnx, ".h5": _load_keras}

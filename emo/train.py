@@ -10,21 +10,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import broadcast
+from accelerate import Accelerator, DataLoaderConfiguration, utils
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from emo import EmoError, metrics
+from emo import EmoError, emotions, faces, metrics, recipes, recognize, runs, sources
 from emo.dataset import augment, make_loader, normalise
-from emo.emotions import EMOTIONS
-from emo.faces import DEFAULT_MARGIN, MediaPipeFaceDetector, measure_crop_margin
 from emo.losses import MultiTaskLoss, multitask_loss
 from emo.model import EmotionOutput, create_model, load_model
-from emo.recipes import AVERAGE, RAMP, RECIPES, STOP_PATIENCE, make_optimizer
-from emo.recognize import EmotionPreprocessor
-from emo.runs import load_manifest, open_run, pack, save_epoch, save_model
-from emo.sources import annotated_rows, va_state
 
 PLAIN = ("epoch", "steps", "history", "best")  # of the state, beside the parts' own
 
@@ -36,11 +29,11 @@ def fit(config, *, resume=False, on_epoch=None):
     called with the history so far. Ctrl-C ends training and keeps the best model so far.
     """
     _check(config)
-    folder, state = open_run(config, resume)
+    folder, state = runs.open_run(config, resume)
     accelerator = make_accelerator()
     with accelerator.main_process_first():  # the others then find the pack
-        manifest = load_manifest(config, folder)
-        dataset, colour = pack(config, manifest)
+        manifest = runs.load_manifest(config, folder)
+        dataset, colour = runs.pack(config, manifest)
     run = Training(config, dataset, colour, accelerator, state)
     leader = accelerator.is_main_process
     if leader and not run.finished:
@@ -49,7 +42,7 @@ def fit(config, *, resume=False, on_epoch=None):
         while not run.finished:
             run.run_epoch()
             if leader:
-                save_epoch(folder, config, manifest, run.state_dict())
+                runs.save_epoch(folder, config, manifest, run.state_dict())
                 print(_sentence(run.history[-1], config), flush=True)
                 if on_epoch is not None:
                     on_epoch(pd.DataFrame(run.history))
@@ -61,7 +54,7 @@ def fit(config, *, resume=False, on_epoch=None):
         raise _out_of_memory(error, config) or error from None
     model = run.finish()
     if leader:
-        save_model(folder, config, model, run.state_dict())
+        runs.save_model(folder, config, model, run.state_dict())
         print(f"wrote {folder}; next: python -m emo evaluate --run {folder}")
     return pd.DataFrame(run.history)
 
@@ -71,15 +64,13 @@ def make_accelerator(**options):
 
     A batch is divided among processes, so their number does not change what a step does.
     """
-    precision, flags = "no", Path("/proc/cpuinfo")
+    plain, flags = "no", Path("/proc/cpuinfo")
+    modern = flags.is_file() and "avx512_bf16" in flags.read_text(errors="replace")
     if torch.cuda.is_available() and not options.get("cpu"):
-        modern = torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bf16" if modern else "fp16"
-    elif flags.is_file() and "avx512_bf16" in flags.read_text(errors="replace"):
-        precision = "bf16"
+        plain, modern = "fp16", torch.cuda.is_bf16_supported(including_emulation=False)
+    precision = "bf16" if modern else plain
     data = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, non_blocking=True)
-    options = {"mixed_precision": precision, "dataloader_config": data} | options
-    return Accelerator(**options)
+    return Accelerator(**{"mixed_precision": precision, "dataloader_config": data} | options)
 
 
 def combined_score(macro_f1, mean_ccc):
@@ -116,10 +107,10 @@ class Training:
     def __init__(self, config, dataset, colour, accelerator, state=None):
         torch.manual_seed(config.seed)
         self.config, self.colour, self.accelerator = config, colour, accelerator
-        self.recipe = RECIPES[config.recipe]
+        self.recipe = recipes.RECIPES[config.recipe]
         self.train_part, self.val_part = dataset.part("train"), dataset.part("val")
-        self.va = va_state(self.train_part.manifest) if config.beta else "none"
-        self.scores_va = self.va == "annotated" == va_state(self.val_part.manifest)
+        self.va = sources.va_state(self.train_part.manifest) if config.beta else "none"
+        self.scores_va = self.va == "annotated" == sources.va_state(self.val_part.manifest)
         size, steps = config.batch_size, len(self.train_part) // config.batch_size
         _check_batch(size, len(self.train_part), accelerator.num_processes)
         if config.weights and not state:
@@ -131,7 +122,7 @@ class Training:
         self.average = copy.deepcopy(self.network).eval()
         both = ([*m.parameters(), *m.buffers()] for m in (self.average, self.network))
         self.floats = [[t for t in tensors if t.is_floating_point()] for tensors in both]
-        optimizer, schedules = make_optimizer(self.network, config, steps)
+        optimizer, schedules = recipes.make_optimizer(self.network, config, steps)
         train = make_loader(self.train_part, size, shuffle=True, seed=config.seed, drop_last=True)
         val = make_loader(self.val_part, 2 * size)
         # `model` is `network`, wrapped where several processes train it.
@@ -143,8 +134,7 @@ class Training:
         self.best = {"score": -math.inf, "epoch": 0, "model": None}
         for name, part in self.parts.items() if state else ():
             part.load_state_dict(state[name])
-        for name in PLAIN if state else ():
-            setattr(self, name, state[name])
+        vars(self).update({name: state[name] for name in PLAIN} if state else {})
 
     def run_epoch(self):
         """Train and validate; step the schedule, keep the best weights, add a history row."""
@@ -170,7 +160,7 @@ class Training:
         self.model.train()
         options = {"alpha": config.alpha, "beta": config.beta, "va_loss": config.va_loss}
         options |= {"votes": self.recipe.votes, "parts": config.accumulate}
-        strength = min(1.0, self.epoch / RAMP) if self.recipe.planned else 1.0
+        strength = min(1.0, self.epoch / recipes.RAMP) if self.recipe.planned else 1.0
         changes = {n: v if n == "degrees" else v * strength for n, v in self.recipe.augment.items()}
         start, losses = time.perf_counter(), []
         title, silent = f"Epoch {self.epoch + 1}/{config.epochs}", not accelerator.is_main_process
@@ -181,7 +171,7 @@ class Training:
             loss = train_step(self.model, self.optimizer, batch, accelerator=accelerator, **options)
             self.parts["every_step"].step()
             self.steps += 1  # the average moves towards the newest weights, faster at first
-            get_ema_multi_avg_fn(min(AVERAGE, 1 - 1 / self.steps))(*self.floats, None)
+            get_ema_multi_avg_fn(min(recipes.AVERAGE, 1 - 1 / self.steps))(*self.floats, None)
             losses.append(loss.total)
             if len(losses) % 10 == 0:  # reading it waits for the GPU
                 self._require_finite(loss.total.item())
@@ -203,7 +193,7 @@ class Training:
         matrix = metrics.confusion(batch["emotion"][known], output.logits[known].argmax(dim=1))
         f1, cccs = metrics.macro_f1(matrix), [math.nan, math.nan]
         if self.scores_va:
-            rows = torch.from_numpy(annotated_rows(self.val_part.manifest))
+            rows = torch.from_numpy(sources.annotated_rows(self.val_part.manifest))
             cccs = [metrics.ccc(batch["va"][rows, i], output.va[rows, i]) for i in (0, 1)]
         return {
             "val_loss": loss,
@@ -220,7 +210,7 @@ class Training:
         """Return (output, labels) of the whole val part, on the CPU, in its order."""
         parts = []
         for buffer in self.average.buffers():  # each process has its own batch norm statistics
-            buffer.copy_(broadcast(buffer))
+            buffer.copy_(utils.broadcast(buffer))
         for batch in self.val_loader:
             image = normalise(batch["image"], colour=self.colour)
             with self.accelerator.autocast():
@@ -233,7 +223,7 @@ class Training:
     @property
     def finished(self):
         """Whether the last epoch is done or early stopping ends the run."""
-        stalled = self.epoch - self.best["epoch"] >= STOP_PATIENCE
+        stalled = self.epoch - self.best["epoch"] >= recipes.STOP_PATIENCE
         return self.epoch >= self.config.epochs or (stalled and not self.recipe.planned)
 
     def describe(self):
@@ -245,7 +235,7 @@ class Training:
         basis = "macro F1 + mean CCC" if self.scores_va else "macro F1 alone"
         text += f"the best epoch is chosen by {basis} (valence/arousal: {self.va})"
         for absent in set(range(8)) - set(self.train_part.emotion.tolist()):
-            text += f"\nno training image shows {EMOTIONS[absent]}: its F1 will be 0"
+            text += f"\nno training image shows {emotions.EMOTIONS[absent]}: its F1 will be 0"
         if not self.config.alpha:
             text += "\nalpha is 0: nobody teaches the emotion head, so its answers mean nothing"
         return text
@@ -265,8 +255,8 @@ class Training:
         sizes = {"train": len(self.train_part), "val": len(self.val_part)}
         model.config = {
             "backbone": config.backbone,
-            "classes": list(EMOTIONS),
-            **vars(EmotionPreprocessor(config.image_size, colour=self.colour)),
+            "classes": list(emotions.EMOTIONS),
+            **vars(recognize.EmotionPreprocessor(config.image_size, colour=self.colour)),
             "crop_margin": _crop_margin(self.train_part),
             "temperature": metrics.fit_temperature(output.logits[known], batch["emotion"][known]),
             "va": self.va,
@@ -280,10 +270,9 @@ class Training:
 def _crop_margin(part):
     """Measure how tightly the training faces are framed; the default where none is found."""
     rows = np.linspace(0, len(part) - 1, min(len(part), 200)).astype(int)
-    faces = part.images[rows][..., ::-1]  # RGB → BGR
-    with MediaPipeFaceDetector() as detector:
-        margin = measure_crop_margin(np.ascontiguousarray(faces), detector)
-    return DEFAULT_MARGIN if margin is None else margin
+    with faces.MediaPipeFaceDetector() as detector:
+        margin = faces.measure_crop_margin(part.images[rows][..., ::-1], detector)  # RGB → BGR
+    return faces.DEFAULT_MARGIN if margin is None else margin
 
 
 def _check(config):
@@ -320,5 +309,5 @@ def _out_of_memory(error, config):
 def _sentence(row, config):
     shown = [n for n, v in row.items() if n.startswith(("train", "val")) and not math.isnan(v)]
     scores = " · ".join(f"{name.replace('_', ' ')} {row[name]:.3f}" for name in shown)
-    speed = f"{row['images_per_second']:.0f} images/s"
-    return f"epoch {row['epoch']}/{config.epochs} · {scores} · {speed}"
+    scores += f" · {row['images_per_second']:.0f} images/s"
+    return f"epoch {row['epoch']}/{config.epochs} · {scores}"
