@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from emo import dataset, export, faces, files, live, model, recognize, sources, synth, train
 
-BACKBONES, FRAMES = ("resnet18", "mobilenet_v2"), 15
+BACKBONES, SIZES, FRAMES = ("resnet18", "mobilenet_v2"), (64, 224), 15
 FPS = {"pytorch": "≥ 15", "onnx": "≥ 25", "int8": "≥ 25", "pytorch, GPU": "≥ 60"}
 
 
@@ -114,7 +114,7 @@ def _loaders(root, manifest, size, change, batch_size=64, **options):
     return pack, torch.utils.data.DataLoader(usual, batch_size, shuffle=True, **options)
 
 
-def bench_infer(sizes=(64, 224), formats=("pytorch", "torchscript", "onnx", "int8")):
+def bench_infer(formats=("pytorch", "torchscript", "onnx", "int8")):
     """Milliseconds of one face: model alone, crop to answer, and a whole frame of 640×480."""
     tables, frames = {}, [frame for frame, _ in synth.animate(seconds=1, fps=FRAMES)]
 
@@ -126,7 +126,7 @@ def bench_infer(sizes=(64, 224), formats=("pytorch", "torchscript", "onnx", "int
 
     with tempfile.TemporaryDirectory() as folder, faces.MediaPipeFaceDetector() as detector:
         crop = detector.crop_face(frames[0], detector.detect_single_face(frames[0])[0])
-        for backbone, size in tqdm(list(product(BACKBONES, sizes)), "Measuring"):
+        for backbone, size in tqdm(list(product(BACKBONES, SIZES)), "Measuring"):
             paths = _untrained(Path(folder, f"{backbone}{size}"), backbone, size)
             found = {name: recognize.create_recognizer(paths[name]) for name in formats}
             if torch.cuda.is_available():
@@ -145,9 +145,9 @@ def bench_infer(sizes=(64, 224), formats=("pytorch", "torchscript", "onnx", "int
     return table.assign(target=table.index.get_level_values("format").map(FPS))
 
 
-def bench_live(sizes=(64, 224)):
+def bench_live():
     """Milliseconds a frame of 640×480 with one face: detector, model, all, and what is on top."""
-    table = bench_infer(sizes, ["onnx"])[["detector_ms", "model_ms", "frame_ms"]]
+    table = bench_infer(["onnx"])[["detector_ms", "model_ms", "frame_ms"]]
     both = table["detector_ms"] + table["model_ms"]
     return table.assign(on_top_ms=table["frame_ms"] - both, ratio=table["frame_ms"] / both)
 

@@ -2,6 +2,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -17,6 +18,7 @@ from emo import (
     export_to_keras,
     export_to_onnx,
     export_to_torchscript,
+    fit,
 )
 from emo import export as export_module
 from emo.export import FILES, export_run
@@ -135,6 +137,17 @@ def test_another_backbone_has_no_keras_twin(tmp_path):
     with pytest.raises(EmoError, match="no Keras twin"):
         export_to_keras(model, tmp_path / "m.h5")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_other_formats_of_a_backbone_without_a_keras_twin(config, tmp_path, capsys):
+    config = replace(config, backbone="regnet_y_400mf", epochs=1, output_dir=str(tmp_path / "r"))
+    fit(config)
+    table = export_run(config.output_dir)
+    assert "model.h5 was left out: no Keras twin" in capsys.readouterr().out
+    assert list(table.index) == ["pytorch", "weights", "torchscript", "onnx", "int8"]
+    assert not (tmp_path / "r" / "model.h5").exists()
+    with pytest.raises(EmoError, match="no Keras twin"):
+        export_run(config.output_dir, ["keras"])
 
 
 def test_a_format_that_differs_is_not_written(run, monkeypatch, tmp_path, table):
