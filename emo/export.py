@@ -22,6 +22,7 @@ FILES = {"weights": "model_weights.pth", "torchscript": "model_torchscript.pt"}
 FILES |= {"onnx": "model.onnx", "int8": "model_int8.onnx", "keras": "model.h5"}
 TOLERANCE = 1e-4  # largest |Δlogit| or |Δva| that a 32-bit format may show
 PRICES = {"val_accuracy": 0.005, "val_mean_ccc": 0.01}  # what 8 bits may cost
+FEWEST = 400  # faces of val; with fewer, half a point is one or two faces: mere chance
 CALIBRATION_FACES, PROOF_FACES, TIMED_CALLS = 256, 256, 30
 
 
@@ -52,7 +53,7 @@ def export_run(run, formats=tuple(FILES)):
         for spared in _layers_to_spare(model, calibration):
             export_to_int8(model, path, calibration, spared)
             row = measure("int8", path)
-            if not (price := _price(rows[0], row)):
+            if not (price := _price(rows[0], row)) or len(val) < FEWEST:
                 break
         floats = f"{len(spared)} layers stay float" if spared else ""
         return row | {"note": "; ".join(filter(None, [floats, price]))}
@@ -108,6 +109,13 @@ def export_to_int8(model, path, faces, spared=()):
     `faces`, a float array (N, 3, S, S), gives the ranges of all activations. The last layer of
     each head stays float, and so do the nodes whose names are `spared`.
     """
+    with TemporaryDirectory() as scratch, files.atomic_path(path) as temporary:
+        exact = export_to_onnx(model, f"{scratch}/float.onnx")
+        _quantise(exact, temporary, faces, spared)
+    return Path(path)
+
+
+def _quantise(exact, path, faces, spared):
     from onnxruntime.quantization import QuantType, quantize_static, shape_inference
 
     batches = iter([{"image": part} for part in np.array_split(faces, max(1, len(faces) // 16))])
@@ -115,13 +123,11 @@ def export_to_int8(model, path, faces, spared=()):
     options = {"activation_type": QuantType.QUInt8, "per_channel": True}
     # Activations, too: between float ones no convolution would become one of integers.
     options["op_types_to_quantize"] = ["Conv", "Relu", "Clip", "Add", "MaxPool", "Gemm"]
-    with TemporaryDirectory() as scratch, files.atomic_path(path) as temporary:
-        exact, prepared = f"{scratch}/float.onnx", f"{scratch}/prepared.onnx"
-        shape_inference.quant_pre_process(str(export_to_onnx(model, exact)), prepared)
-        linear = [node.name for node in onnx.load(prepared).graph.node if node.op_type == "Gemm"]
-        options["nodes_to_exclude"] = [*spared, *linear[1::2]]  # each head has two
-        quantize_static(prepared, str(temporary), reader, **options)
-    return Path(path)
+    linear = [node.name for node in onnx.load(exact).graph.node if node.op_type == "Gemm"]
+    options["nodes_to_exclude"] = [*spared, *linear[1::2]]  # each head has two
+    prepared = exact.with_name("prepared.onnx")
+    shape_inference.quant_pre_process(str(exact), str(prepared))
+    quantize_static(str(prepared), str(path), reader, **options)
 
 
 def _layers_to_spare(model, faces):
@@ -133,7 +139,7 @@ def _layers_to_spare(model, faces):
         logits, spared, hurt = recognize.create_recognizer(whole).run(faces)[0], [], []
         groups = np.array_split(names, 8)  # of neighbours
         for group in tqdm(groups, "Looking for layers that 8 bits hurt"):
-            export_to_int8(model, part, faces, set(names) - set(group))
+            _quantise(whole, part, faces, set(names) - set(group))
             hurt.append(np.abs(recognize.create_recognizer(part).run(faces)[0] - logits).mean())
     for i in np.argsort(hurt)[:-4:-1]:  # three groups at most: the rest is to stay fast
         spared += groups[i].tolist()

@@ -36,6 +36,7 @@ def test_the_readme_shows_every_command():
 def test_commands_run_in_the_order_of_the_readme(face_model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(bench, "SIZES", (32,))
+    monkeypatch.setattr(bench, "BACKBONES", ("mobilenet_v2",))
     cv2.imwrite("photo.jpg", next(iter(synth.animate(seconds=1, fps=1)))[0])
     for command in offline():
         args = shlex.split(command)
