@@ -22,7 +22,7 @@ FILES = {"weights": "model_weights.pth", "torchscript": "model_torchscript.pt"}
 FILES |= {"onnx": "model.onnx", "int8": "model_int8.onnx", "keras": "model.h5"}
 TOLERANCE = 1e-4  # largest |Δlogit| or |Δva| that a 32-bit format may show
 PRICES = {"val_accuracy": 0.005, "val_mean_ccc": 0.01}  # what 8 bits may cost
-FEWEST = 400  # faces of val; with fewer, half a point is one or two faces: mere chance
+FEWEST = 2000  # faces of val: of fewer, half a point is a few faces, which is mere chance
 CALIBRATION_FACES, PROOF_FACES, TIMED_CALLS = 256, 256, 30
 
 
