@@ -47,8 +47,9 @@ def predict_files(recognizer, files, detector=None, annotate=None):
     that `accelerate launch` made share the files. Ctrl-C returns the rows so far.
     """
     state, rows, files = PartialState(), [], [Path(file) for file in files]
-    base = commonpath([path.absolute().parent for path in files])
-    copies = {p: Path(annotate, p.absolute().relative_to(base)) for p in files if annotate}
+    whole = [path.absolute() for path in files if annotate]
+    base = commonpath([path.parent for path in whole]) if whole else ""  # it refuses no path
+    copies = {p: Path(annotate, w.relative_to(base)) for p, w in zip(files, whole, strict=False)}
     if same := [path for path, copy in copies.items() if copy.resolve() == path.resolve()]:
         raise EmoError(f"the annotated copy would replace {same[0]}; name another folder")
     with state.split_between_processes(files) as mine:

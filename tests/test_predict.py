@@ -83,6 +83,11 @@ def test_one_row_a_face(recognizer, face_model, album, scene):
     assert flat[list(PROBABILITY_COLUMNS)].tolist() == pytest.approx(shares, abs=1e-5)
 
 
+def test_no_file_gives_no_row(recognizer):
+    assert predict_files(recognizer, []) == []
+    assert table_of([]).empty
+
+
 def test_crops_need_no_detector(recognizer, album):
     (row,) = predict_files(recognizer, [album / "one.png"])
     assert row["emotion"] in EMOTIONS
