@@ -41,7 +41,8 @@ class Camera(AbstractContextManager):
         with quiet_stderr():  # FFmpeg says what is wrong with a film in its own words
             self._capture.open(int(source) if self.is_webcam else str(source))
         if not self._capture.isOpened():
-            raise EmoError(f"--camera {self.source} could not be opened; free it or try another")
+            cure = "close other programs that use it, or try another or --camera synthetic"
+            raise EmoError(f"--camera {self.source} could not be opened; {cure}")
         self.fps = self._capture.get(cv2.CAP_PROP_FPS) or 30.0
         self.frames = max(int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0) or None
 
