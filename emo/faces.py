@@ -4,7 +4,7 @@ import os
 import threading
 import weakref
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import astuple
+from operator import attrgetter
 
 import cv2
 import numpy as np
@@ -13,6 +13,7 @@ from emo import EmoError
 from emo.download import face_model_path
 
 DEFAULT_MARGIN = 0.2  # of the box's longer side, added on each of the four sides
+_place = attrgetter("origin_x", "origin_y", "width", "height")  # of MediaPipe's bounding box
 _one_at_a_time = threading.RLock()  # for `quiet_stderr`: the process has one stderr
 
 
@@ -65,7 +66,7 @@ class MediaPipeFaceDetector(AbstractContextManager):
         image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=rgb)
         with quiet_stderr():  # a warning may come with any frame
             found = self._detector.detect(image).detections
-        faces = [(astuple(f.bounding_box), float(f.categories[0].score)) for f in found]
+        faces = [(_place(f.bounding_box), float(f.categories[0].score)) for f in found]
         return sorted(faces, key=lambda face: -face[0][2] * face[0][3])
 
     def detect_single_face(self, image_bgr):
