@@ -269,7 +269,24 @@ def _draw_head(canvas, p, skin, outline, halves):
     p |= {"jaw": outline[outline[:, 1] > 0.12], "beard_edge": _curve(_SHAPES["beard"])}
     if p["beard"]:
         canvas.paint(steps["beard"], p)
-    # The mouth: its curves run across both halves.
+    _draw_mouth(canvas, p, halves)
+    for part, q in halves:
+        part.paint(steps["nose"], q)
+        if q["AU43"] < 0.9:
+            part.paint(steps["eyeball"], q)
+        part.paint(steps["lids_and_brow"] + steps["glasses"][p["glasses"]], q)
+    if "edge" in p:
+        _draw_hair(p, hair, halves, rng)
+    if "curls" in p:
+        _curls(canvas, hair, rng, 0.6 - p["hairline"], 0.75 + volume)
+    if 0 < p["occlusion"] <= len(FACE["covers"]):  # older data sets hold other numbers
+        edge = np.array(list(FACE["covers"].values())[p["occlusion"] - 1]) * wide
+        colour = 4 if p["occlusion"] == 3 else (p["clothes"] + 7) % 10  # glasses are dark
+        canvas.fill(_whole(edge), _bgr("cloth", colour))
+
+
+def _draw_mouth(canvas, p, halves):
+    """Add the curves of the mouth, which run across both halves, to `p`, and draw it."""
     left, right = (q["landmarks"] * (part.side, 1) for part, q in halves)
     middle = (left + right) / 2
     for name, (*outer, centre) in FACE["lips"].items():
@@ -277,34 +294,26 @@ def _draw_head(canvas, p, skin, outline, halves):
     p["bite"] = p["upper_teeth"] * (0.9, 1) + (0, 0.07)
     p["tongue_edge"] = _curve(_SHAPES["tongue"]) + middle[20]
     if middle[20, 1] - middle[18, 1] > 0.012:
-        canvas.paint(steps["open_mouth"], p)
-    canvas.paint(steps["lips"], p)
+        canvas.paint(FACE["steps"]["open_mouth"], p)
+    canvas.paint(FACE["steps"]["lips"], p)
+
+
+def _draw_hair(p, hair, halves, rng):
+    wide, volume = (p["head_width"], 1), p["hair_volume"]
+    outer = _SHAPES["hair_outside"] * (1 + 0.6 * volume) * wide - (0, 0.2 + 0.4 * volume)
+    inner = np.array(p["edge"], float) * wide
+    outer[4] = inner[4] + (0.03, 0)
+    if "long" in p:
+        inner[4, 1] = p["hair_length"]
+        outer[3:] = (0.86 + volume, 0.1), (0.78 + volume, p["hair_length"])
+    inner[:3, 1] += p["hairline"]
+    shift = np.outer([1, 0.8, 0.3, 0, 0], (p["hair_part"], 0))
     for part, q in halves:
-        part.paint(steps["nose"], q)
-        if q["AU43"] < 0.9:
-            part.paint(steps["eyeball"], q)
-        part.paint(steps["lids_and_brow"] + steps["glasses"][p["glasses"]], q)
-    if "edge" in p:
-        outer = _SHAPES["hair_outside"] * (1 + 0.6 * volume) * wide - (0, 0.2 + 0.4 * volume)
-        inner = np.array(p["edge"], float) * wide
-        outer[4] = inner[4] + (0.03, 0)
-        if "long" in p:
-            inner[4, 1] = p["hair_length"]
-            outer[3:] = (0.86 + volume, 0.1), (0.78 + volume, p["hair_length"])
-        inner[:3, 1] += p["hairline"]
-        shift = np.outer([1, 0.8, 0.3, 0, 0], (p["hair_part"], 0))
-        for part, q in halves:
-            top, low = (_curve(edge + shift * (part.side, 1)) for edge in (outer, inner))
-            q |= {"top": top, "low": low, "shadow": low + (-0.03, 0.04)}
-            part.paint(steps["hair"], q)
-            for tone in p["strands"]:
-                part.lines(top + rng.random((6, 1, 1)) * (low - top), hair * tone, 0.022)
-    if "curls" in p:
-        _curls(canvas, hair, rng, 0.6 - p["hairline"], 0.75 + volume)
-    if 0 < p["occlusion"] <= len(FACE["covers"]):  # older data sets hold other numbers
-        edge = np.array(list(FACE["covers"].values())[p["occlusion"] - 1]) * wide
-        colour = 4 if p["occlusion"] == 3 else (p["clothes"] + 7) % 10  # glasses are dark
-        canvas.fill(_whole(edge), _bgr("cloth", colour))
+        top, low = (_curve(edge + shift * (part.side, 1)) for edge in (outer, inner))
+        q |= {"top": top, "low": low, "shadow": low + (-0.03, 0.04)}
+        part.paint(FACE["steps"]["hair"], q)
+        for tone in p["strands"]:
+            part.lines(top + rng.random((6, 1, 1)) * (low - top), hair * tone, 0.022)
 
 
 def _curls(canvas, hair, rng, low, high):
