@@ -23,6 +23,7 @@ const PAGE = `
       <option value="">Camera of this computer</option>
       <option value="synthetic">Simulated camera</option>
     </select>
+    <select data-is="model" aria-label="Model" title="Model file"></select>
     <label title="Time constant of the average: raw values at 0, calm ones to the right">Smoothing
       <input data-is="smoothing" type="range" min="0" max="1.5" step="0.05">
       <output></output></label>
@@ -99,7 +100,7 @@ class CameraView {
       "change:retired": () => this.retire(),
       "change:source": () => this.refresh(),
     };
-    for (const name of ["bars", "plane", "va", "smoothing"])
+    for (const name of ["bars", "plane", "va", "smoothing", "model_file", "model_files"])
       heard[`change:${name}`] = () => this.refresh();
     for (const [name, answer] of Object.entries(heard)) this.model.on(name, answer);
     this.forget = () => {
@@ -119,6 +120,8 @@ class CameraView {
     });
     this.part.smoothing.addEventListener("input", () =>
       this.set("smoothing", Number(this.part.smoothing.value)));
+    this.part.model.addEventListener("change", () =>
+      this.set("model_file", this.part.model.value));
     this.part.camera.addEventListener("change", () => {
       const simulated = this.part.camera.value === "synthetic";
       const running = this.state !== "idle";
@@ -158,6 +161,10 @@ class CameraView {
     this.root.querySelector("output").textContent = `${get("smoothing").toFixed(2)} s`;
     if ((this.part.camera.value === "synthetic") !== this.simulated)
       this.part.camera.value = this.simulated ? "synthetic" : "";
+    const files = get("model_files");
+    this.part.model.hidden = files.length < 2;
+    this.part.model.replaceChildren(...files.map((name) => new Option(name)));
+    this.part.model.value = get("model_file");
     this.part.bars.hidden = !get("bars");
     this.figure.hidden = !get("plane") || !hasPlane;
     this.button.plane.hidden = !hasPlane;

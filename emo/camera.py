@@ -17,7 +17,7 @@ import traitlets
 from emo import EmoError
 from emo.emotions import COLOURS, EMOTIONS
 from emo.live import LivePipeline, faces_table
-from emo.recognize import create_recognizer
+from emo.recognize import LOADERS, create_recognizer
 from emo.window import DRAWN
 
 HISTORY = 20_000  # rows kept: twenty minutes of one face at 15 results a second
@@ -26,9 +26,10 @@ HISTORY = 20_000  # rows kept: twenty minutes of one face at 15 results a second
 class EmotionCamera(anywidget.AnyWidget):
     """Show the live camera with faces, probabilities, valence and arousal under a notebook cell.
 
-    Takes a model file, a recogniser or a `LivePipeline`. `source` is "browser" or "synthetic", a
-    drawn face with its truth. `smoothing` is in seconds; 4 `max_in_flight` frames hide a slow
-    network. Frames are never kept, numbers are: `history`. Only a kernel's newest camera runs.
+    Takes a model file (those exported beside it can be chosen on the page), a recogniser or a
+    `LivePipeline`. `source` is "browser" or "synthetic", a drawn face with its truth. `smoothing`
+    is in seconds; 4 `max_in_flight` frames hide a slow network. Frames are never kept, numbers
+    are: `history`. Only a kernel's newest camera runs.
     """
 
     _esm = Path(__file__).with_name("camera.js")
@@ -39,6 +40,8 @@ class EmotionCamera(anywidget.AnyWidget):
     bars = traitlets.Bool(True).tag(sync=True)
     plane = traitlets.Bool(True).tag(sync=True)
     va = traitlets.Unicode("").tag(sync=True)  # annotated, derived, none; "" = not loaded yet
+    model_file = traitlets.Unicode("").tag(sync=True)  # the one that runs, of `model_files`
+    model_files = traitlets.List(traitlets.Unicode()).tag(sync=True)
     colours = traitlets.Dict(COLOURS).tag(sync=True)
     retired = traitlets.Unicode("").tag(sync=True)
 
@@ -55,6 +58,10 @@ class EmotionCamera(anywidget.AnyWidget):
         self._born, self._offset, self._local = time.monotonic(), 0.0, True
         traits["va"] = getattr(model if pipeline is None else pipeline.recognizer, "va", "")
         traits |= {} if pipeline is None else {"smoothing": pipeline.smoothing}
+        if isinstance(model, str | Path):
+            beside = {p.name for p in Path(model).parent.glob("model*") if p.suffix in LOADERS}
+            traits["model_file"] = Path(model).name
+            traits["model_files"] = sorted(beside | {Path(model).name})
         if unknown := set(traits) - set(self.trait_names()):  # ipywidgets would ignore it
             raise EmoError(f"EmotionCamera has no option {unknown.pop()!r}; see its docstring")
         try:
@@ -88,6 +95,9 @@ class EmotionCamera(anywidget.AnyWidget):
     def retire(self):
         """Stop for good and release the detector; `history` stays."""
         self.retired = "A newer EmotionCamera is running; run this cell again to use this one."
+        self._release()
+
+    def _release(self):
         with self._busy:
             if self._model is not None and self._pipeline is not None:  # it is our own
                 self._pipeline.detector.close()
@@ -106,6 +116,12 @@ class EmotionCamera(anywidget.AnyWidget):
     def _smooth(self, change):
         if self._pipeline is not None:
             self._pipeline.smoothing = change["new"]
+
+    @traitlets.observe("model_file")
+    def _change_model(self, change):
+        if change["old"]:  # the page chose another one; the next frame loads it
+            self._release()
+            self._model, self._failure = Path(self._model).with_name(change["new"]), None
 
     def _receive(self, _, content, buffers):
         """Answer every message, because ipywidgets swallows what a handler raises."""

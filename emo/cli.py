@@ -159,6 +159,7 @@ def predict(
 def live(
     model: str,
     camera: str = "0",
+    onnx: bool = False,
     device: Device = "cpu",
     headless: bool = False,
     record: Text = None,
@@ -167,6 +168,8 @@ def live(
     min_detection_confidence: float = 0.5,
 ):
     """Run the live demo on a camera, a film or a synthetic face. Keys: q quit, v, p, s."""
+    if onnx and not model.endswith(".onnx"):
+        model = (Path(model) if Path(model).is_dir() else Path(model).parent) / "model.onnx"
     recognizer = create_recognizer(model, device=device)
     detector = MediaPipeFaceDetector(min_detection_confidence)
     with detector, Camera(camera, loop=not headless) as source:

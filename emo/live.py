@@ -124,13 +124,13 @@ def draw_overlay(frame_bgr, faces, *, va="none", bars=True, plane=True, note="")
         cv2.rectangle(canvas, (x, y), (x + width, y + height), (255, 255, 255), int(4 * unit) + 1)
         cv2.rectangle(canvas, (x, y), (x + width, y + height), colour, int(2 * unit) + 1)
         label = face.state if face.state != "ok" else f"{face.emotion} {face.confidence:.0%}"
-        _text(canvas, label, (max(x, 2), max(y - int(8 * unit), int(18 * unit))), 1.2 * unit)
+        write_text(canvas, label, (max(x, 2), max(y - int(8 * unit), int(18 * unit))), 1.2 * unit)
     predicted = faces and faces[0].emotion  # of the largest face
     if bars and predicted:
         _draw_bars(canvas, faces[0].probabilities, unit)
     if plane and predicted and va != "none":
         _draw_plane(canvas, faces, va, unit)
-    _text(canvas, note, (int(8 * unit), int(20 * unit)), unit)
+    write_text(canvas, note, (int(8 * unit), int(20 * unit)), unit)
     return canvas
 
 
@@ -143,7 +143,7 @@ def _draw_bars(canvas, probabilities, unit):
         bar = (left + int(84 * unit), y + 2, int(116 * unit * probabilities[i]) + 1, line - 4)
         cv2.rectangle(canvas, bar, BGR[name], -1)
         cv2.rectangle(canvas, bar, (255, 255, 255), 1)
-        _text(canvas, name, (left, y + int(12 * unit)), 0.85 * unit)
+        write_text(canvas, name, (left, y + int(12 * unit)), 0.85 * unit)
 
 
 def _draw_plane(canvas, faces, va, unit):
@@ -156,13 +156,14 @@ def _draw_plane(canvas, faces, va, unit):
         point = (int(x + face.valence * side / 2), int(y - face.arousal * side / 2))
         cv2.circle(canvas, point, int(6 * unit), (255, 255, 255), -1, cv2.LINE_AA)
         cv2.circle(canvas, point, int(5 * unit), BGR[face.emotion], -1, cv2.LINE_AA)
-    _text(canvas, "arousal", (x + 3, top + int(12 * unit)), 0.7 * unit)
-    _text(canvas, "valence", (left + int(84 * unit), y - 3), 0.7 * unit)
+    write_text(canvas, "arousal", (x + 3, top + int(12 * unit)), 0.7 * unit)
+    write_text(canvas, "valence", (left + int(84 * unit), y - 3), 0.7 * unit)
     if va == "derived":
-        _text(canvas, "derived from class", (left, top + side + int(14 * unit)), 0.75 * unit)
+        write_text(canvas, "derived from class", (left, top + side + int(14 * unit)), 0.75 * unit)
 
 
-def _text(canvas, text, origin, unit):
+def write_text(canvas, text, origin, unit):
+    """Write on a picture, white with a dark outline; `unit` 1 suits a height of 480 pixels."""
     font, width = cv2.FONT_HERSHEY_SIMPLEX, max(round(unit), 1)
     for x, y, grey in ((-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, 255)):  # outline first
         place = (origin[0] + x * width, origin[1] + y * width)

@@ -7,57 +7,101 @@ from collections import deque
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from itertools import count
 from pathlib import Path
+from queue import Empty, Queue
+from threading import Event, Thread
 
 import cv2
+import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
 from emo import EmoError
 from emo.faces import quiet_stderr
 from emo.files import atomic_path
-from emo.live import draw_overlay, faces_table
+from emo.live import draw_overlay, faces_table, write_text
 
 DRAWN = Path(__file__).with_name("assets") / "face.webm"  # emo synth --dest emo/assets/face.webm
 WINDOW = "emo"
 TOGGLES = {"v": "plane", "p": "bars"}  # key → part of the overlay
+PATIENCE = 10  # seconds that a lost camera is waited for
 
 
 class Camera(AbstractContextManager):
     """Frames (H, W, 3) BGR with their time in seconds, from a webcam, a film or a drawn face.
 
-    `source` is a camera's number ("0"), a film's path or "synthetic", which `loop` starts again
-    and again. Iterate once, in a `with` block. `truth`: a drawn face's latest label, else None.
+    `source` is a camera's number ("0") or address (http://…, rtsp://…), a film's path, or
+    "synthetic", which `loop` starts again and again. Iterate once, in a `with` block. `truth`: a
+    drawn face's latest label, else None. A webcam is read ahead and gives its newest frame.
     """
 
     def __init__(self, source="0", loop=False):
         self.source, self.truth, self._capture = str(source), None, cv2.VideoCapture()
-        self.is_webcam, self._truths = self.source.isdigit(), []
+        self.is_webcam, self._truths = self.source.isdigit() or "://" in self.source, []
         if self.source == "synthetic":
             source = DRAWN
             self._truths = pd.read_csv(DRAWN.with_suffix(".csv")).to_dict("records")
         if not self.is_webcam and not Path(source).is_file():
             raise EmoError(f"{self.source!r} is no camera number, no film and not 'synthetic'")
         self._loop = loop and bool(self._truths)
-        with quiet_stderr():  # FFmpeg says what is wrong with a film in its own words
-            self._capture.open(int(source) if self.is_webcam else str(source))
-        if not self._capture.isOpened():
+        self._address = int(source) if self.source.isdigit() else str(source)
+        self._closed, self._reader = Event(), Thread(target=self._read_ahead, daemon=True)
+        self._newest = Queue(1)
+        if not self._open():
             cure = "close other programs that use it, or try another or --camera synthetic"
             raise EmoError(f"--camera {self.source} could not be opened; {cure}")
         self.fps = self._capture.get(cv2.CAP_PROP_FPS) or 30.0
         self.frames = max(int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0) or None
 
+    def _open(self):
+        with quiet_stderr():  # FFmpeg says what is wrong with a film in its own words
+            return self._capture.open(self._address)
+
     def __iter__(self):
-        for number in count():
+        if self.is_webcam:
+            yield from self._live_frames()
+        for number in () if self.is_webcam else count():
             good, frame = self._capture.read()
             if not good and self._loop and self._capture.set(cv2.CAP_PROP_POS_FRAMES, 0):
                 good, frame = self._capture.read()
             if not good:
                 return
             self.truth = self._truths[number % len(self._truths)] if self._truths else None
-            yield frame, time.monotonic() if self.is_webcam else number / self.fps
+            yield frame, number / self.fps
+
+    def _live_frames(self):
+        """Yield the newest frame, or a picture that says that none comes; end after `PATIENCE`."""
+        size = cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH
+        frame = np.zeros([*(int(self._capture.get(side)) for side in size), 3], np.uint8)
+        missed = 0
+        self._reader.start()
+        while missed < PATIENCE:
+            try:
+                (frame, seconds), missed = self._newest.get(timeout=1), 0
+            except Empty:
+                frame, seconds, missed = np.zeros_like(frame), time.monotonic(), missed + 1
+                text = f"no picture from the camera ({missed} of {PATIENCE} s)"
+                print(text)
+                write_text(frame, text, (10, 40), len(frame) / 480)
+            yield frame, seconds
+        print(f"camera {self.source} is lost; plug it in and start again")
+
+    def _read_ahead(self):
+        """Keep only the newest frame, so that no answer is late; open a lost camera again."""
+        while not self._closed.is_set():
+            good, frame = self._capture.read()
+            if good:
+                with suppress(Empty):
+                    self._newest.get_nowait()  # nobody took it in time
+                self._newest.put((frame, time.monotonic()))
+            elif not self._closed.wait(0.5):
+                self._open()
 
     def __exit__(self, *exception):
-        self._capture.release()
+        self._closed.set()
+        if self._reader.ident:  # it was started; a network may keep it waiting
+            self._reader.join(PATIENCE)
+        if not self._reader.is_alive():
+            self._capture.release()
 
 
 @contextmanager
@@ -91,6 +135,7 @@ def run_live(pipeline, camera, *, headless=False, record=None, log=None, on_face
     film (VP9), `log` a CSV of numbers. Returns the table of all faces (see `faces_table`).
     """
     seen, times = [], deque([time.perf_counter()], maxlen=30)  # when frames were shown
+    start, written = None, 0
     view = dict.fromkeys(TOGGLES.values(), True) | {"va": pipeline.recognizer.va}
     pause = 0 if camera.is_webcam else 1 / camera.fps  # other frames come at their film's own speed
     frames = tqdm(camera, "Frames", camera.frames, unit="frame", disable=not headless)
@@ -105,8 +150,11 @@ def run_live(pipeline, camera, *, headless=False, record=None, log=None, on_face
                 rate = (len(times) - 1) / max(times[-1] - times[0], 1e-9)
                 view["note"] = "" if headless else f"{rate:.0f} FPS"
                 canvas = draw_overlay(frame, faces, **view) if write or not headless else None
-                if write:
+                start = seconds if start is None else start
+                due = round((seconds - start) * camera.fps) + 1  # a webcam comes as it likes
+                while write and written < due:
                     write(canvas)
+                    written += 1
                 if not headless and not _show(canvas, view, times[-1] + pause):
                     break
                 times.append(time.perf_counter())

@@ -293,6 +293,7 @@ def site(tmp_path_factory):
         shutil.copy(Path(emo.__file__).with_name(f"camera{suffix}"), folder)
     traits = {"source": "browser", "smoothing": 0.3, "max_in_flight": 2, "bars": True}
     traits |= {"plane": True, "va": "annotated", "colours": COLOURS, "retired": ""}
+    traits |= {"model_file": "model.onnx", "model_files": ["model.onnx", "model_int8.onnx"]}
     (folder / "index.html").write_text(MOCK % json.dumps(traits))
     (folder / "favicon.ico").touch()
 
