@@ -15,7 +15,9 @@ import urllib.request
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from conftest import missing
 from test_camera import save_untrained
@@ -24,6 +26,7 @@ import emo
 from emo import synth
 from emo.emotions import COLOURS, EMOTIONS
 from emo.live import overlap
+from emo.metrics import ccc
 
 pytestmark = pytest.mark.slow
 
@@ -37,6 +40,7 @@ SETTINGS = {
     "notification": {"fetchNews": "false", "checkForUpdates": False},
     "themes": {"theme": "JupyterLab Light"},
 }
+WRITTEN = ".jp-OutputArea-output:has-text('written by')"
 COUNT = """() => { window.results = []; const root = document.querySelector('.emo-camera');
     root.addEventListener('emo-result', (event) => window.results.push(event.detail)); }"""
 TRACKS = """() => { window.tracks = []; const media = navigator.mediaDevices;
@@ -66,10 +70,11 @@ def launch(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, face_model):
-    """A folder with a model, a film of the synthetic face for the fake camera, two notebooks."""
+def folder(tmp_path_factory, taught):
+    """A folder with two models, a film of a synthetic face for the fake camera, two notebooks."""
     folder = tmp_path_factory.mktemp("lab")
-    save_untrained(folder / "model.pth")
+    shutil.copy(taught / "model_weights.pth", folder / "model.pth")
+    save_untrained(folder / "model_none.pth", "none")
     with open(folder / "clip.mjpeg", "wb") as clip:
         for frame, _ in synth.animate(seconds=12, fps=8, size=(480, 640)):
             clip.write(cv2.imencode(".jpg", frame)[1].tobytes())
@@ -78,7 +83,11 @@ def folder(tmp_path_factory, face_model):
             "from emo.camera import EmotionCamera\n"
             f"camera = EmotionCamera('model.pth', source='{source}')\ncamera"
         ]
-        cells += ["camera.history.to_csv('history.csv', index=False)\nprint('written')"]
+        cells += [
+            "import os\ncamera.history.to_csv('history.csv', index=False)\n"
+            "print('written by', os.getpid())"
+        ]
+        cells += ["camera.close()\nprint('closed')"]
         write_notebook(folder / f"{source}.ipynb", cells)
     return folder
 
@@ -243,24 +252,53 @@ def test_a_cell_that_runs_again_leaves_one_camera(lab, fake_camera):
         results(page, 3)
 
 
-def test_the_simulated_camera_in_jupyterlab(lab, fake_camera, folder):
+def test_a_minute_of_the_simulated_camera(lab, fake_camera, folder):
+    """Five rounds of the film: the estimates follow the truth, and nothing grows."""
     with watched_page(fake_camera) as page:
         page.add_init_script(f"({TRACKS})()")
         open_notebook(page, f"{lab}/lab/tree/synthetic.ipynb?reset")
+        run(page, 1, WRITTEN)
+        kernel = psutil.Process(int(page.text_content(WRITTEN).split()[-1]))
         page.click(".emo-card .emo-primary")
         page.wait_for_function("window.results.length >= 1")
-        seen = results(page, 15)
+        page.wait_for_timeout(15_000)
+        before = kernel.memory_info().rss, kernel.num_threads(), kernel.num_fds()
+        page.wait_for_timeout(45_000)
+        grown = np.subtract((kernel.memory_info().rss, kernel.num_threads()), before[:2])
+        assert grown[0] < 20e6 and grown[1] <= 0, grown
+        assert kernel.num_fds() <= before[2]
+        seen = page.evaluate("window.results")
         assert page.evaluate("window.tracks.length") == 0, "no camera is opened"
         overlaps = [
             overlap(result["faces"][0]["box"], result["truth"]["box"]) if result["faces"] else 0
             for result in seen
         ]
-        assert sum(value > 0.6 for value in overlaps) >= 0.9 * len(seen)
+        assert len(seen) >= 60 and sum(v > 0.6 for v in overlaps) >= 0.9 * len(seen)
         page.click("[data-do=toggle]")
-        run(page, 1, ".jp-OutputArea-output:has-text('written')")
+        run(page, 1, f"{WRITTEN} >> nth=-1")
+        run(page, 2, ".jp-OutputArea-output:has-text('closed')")
+        page.wait_for_function("!document.querySelector('.emo-camera')")
+        assert kernel.num_threads() < before[1], "the detector's threads are gone"
         table = pd.read_csv(folder / "history.csv")
-        assert len(table) >= 15 and table["true_emotion"].isin(EMOTIONS).all()
+        assert len(table) >= 60 and table["true_emotion"].isin(EMOTIONS).all()
         assert table["time"].is_monotonic_increasing
+        for name in ("valence", "arousal"):
+            assert ccc(table[f"true_{name}"], table[name]) >= 0.5, name
+        right = (table["emotion"] == table["true_emotion"]).mean()
+        assert right > 0.3, "chance is an eighth"
+
+
+def test_another_model_is_chosen_on_the_page(lab, fake_camera):
+    with watched_page(fake_camera) as page:
+        open_notebook(page, f"{lab}/lab/tree/synthetic.ipynb?reset")
+        page.click(".emo-card .emo-primary")
+        assert results(page, 3)[-1]["faces"][0]["valence"] is not None
+        assert visible(page, "plane")
+        page.select_option("[data-is=model]", "model_none.pth")
+        page.wait_for_function("window.results.at(-1).faces[0]?.valence === null")
+        page.wait_for_function("!document.querySelector('[data-is=plane]').offsetWidth")
+        page.select_option("[data-is=model]", "model.pth")
+        page.wait_for_function("window.results.at(-1).faces[0]?.valence > -1")
 
 
 # ---------------------------------------------------------------- the page without a kernel

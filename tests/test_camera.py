@@ -1,13 +1,17 @@
 """The notebook's camera without a browser: every message gets the right answer."""
 
 import base64
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import nbformat
 import numpy as np
 import pytest
+from conftest import missing
 from jupyter_client.manager import start_new_kernel
 from nbclient import NotebookClient
 
@@ -172,6 +176,27 @@ def test_a_pipeline_can_be_given_and_is_left_open(models, picture):
     assert len(pipeline.process(picture[0])) == 1
 
 
+def test_the_page_may_choose_a_model_that_lies_beside(models, picture, tmp_path):
+    for name, va in (("weights", "annotated"), ("b", "none"), ("broken", "none")):
+        shutil.copy(models / f"{va}.pth", tmp_path / f"model_{name}.pth")
+    (tmp_path / "model_broken.pth").write_bytes(b"nothing")
+    (tmp_path / "last.pth").touch()
+    (tmp_path / "model_config.json").write_text("{}")
+    camera = EmotionCamera(tmp_path / "model_weights.pth")
+    assert camera.model_files == [f"model_{name}.pth" for name in ("b", "broken", "weights")]
+    ask = talk(camera)
+    assert ask("frame", [jpeg(picture[0])])[-1][0]["faces"][0]["valence"] is not None
+    camera.set_state({"model_file": "model_b.pth"})  # as the page does
+    told, (answer, _) = ask("frame", [jpeg(picture[0])])
+    assert "loading" in told[0]["text"] and answer["faces"][0]["valence"] is None
+    assert camera.va == "none"
+    camera.set_state({"model_file": "model_broken.pth"})
+    assert ask("frame", [jpeg(picture[0])])[-1][0]["fatal"]
+    camera.set_state({"model_file": "model_weights.pth"})
+    assert ask("frame", [jpeg(picture[0])])[-1][0]["kind"] == "result"
+    assert len(camera.history) == 3
+
+
 def test_history_is_bounded(models, picture, monkeypatch):
     monkeypatch.setattr(module, "HISTORY", 3)
     camera = EmotionCamera(models / "annotated.pth")
@@ -225,13 +250,19 @@ def test_a_notebook_without_a_browser_shows_nothing_broken(models):
 
 
 @pytest.mark.slow
-def test_a_kernel_answers_over_the_wire(models, picture):
-    """The comm protocol as a browser speaks it, to a real kernel."""
-    manager, client = start_new_kernel(cwd=str(models), startup_timeout=120)
+@pytest.mark.parametrize("version", ["6.17.1", "7.0.1", ""], ids=["Colab's", "7.0.1", "newest"])
+def test_a_kernel_answers_over_the_wire(models, picture, version, tmp_path):
+    """The comm protocol as a browser speaks it, to a real kernel of three versions."""
+    path = os.pathsep.join([*older("ipykernel", version, tmp_path), *sys.path])
+    kernel = {"cwd": str(models), "env": os.environ | {"PYTHONPATH": path}}
+    manager, client = start_new_kernel(startup_timeout=120, **kernel)
     try:
         outputs = []
-        code = CELL.format(model="annotated.pth") + ".model_id"
+        code = "import ipykernel\nprint(ipykernel.__version__)\n"
+        code += CELL.format(model="annotated.pth") + ".model_id"
         client.execute_interactive(code, output_hook=outputs.append, timeout=120)
+        printed = [m["content"]["text"] for m in outputs if m["msg_type"] == "stream"]
+        assert printed[0].startswith(version)
         results = [m["content"] for m in outputs if m["msg_type"] == "execute_result"]
         for seq in range(10):
             data = {"kind": "frame", "view": "a", "seq": seq, "time": seq / 10}
@@ -250,3 +281,25 @@ def test_a_kernel_answers_over_the_wire(models, picture):
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
+
+
+@pytest.mark.slow
+def test_the_live_rooms_with_another_opencv(tmp_path, face_model):
+    """Colab has both 4.14 and 5.0, and which one `import cv2` finds is a matter of chance."""
+    path = os.pathsep.join([*older("opencv-contrib-python", "4.14.0.94", tmp_path), *sys.path])
+    tests = [str(Path(__file__).with_name(f"test_{name}.py")) for name in ("live", "faces")]
+    code = f"import cv2, pytest; assert cv2.__version__ == '4.14.0'; exit(pytest.main({tests}))"
+    command, env = [sys.executable, "-c", code], os.environ | {"PYTHONPATH": path}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+
+
+def older(package, version, folder):
+    """Return a path where this version lies, to be put before the others; none if no version."""
+    if not version:
+        return []
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder)]
+    done = subprocess.run([*command, f"{package}=={version}"], capture_output=True, text=True)
+    if done.returncode:
+        missing(f"{package} {version} could not be fetched: {done.stderr[-300:]}")
+    return [str(folder)]

@@ -1,3 +1,6 @@
+import http.server
+import threading
+import time
 from itertools import islice
 
 import cv2
@@ -5,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from emo import EmoError, MediaPipeFaceDetector, create_recognizer, synth
+from emo import EmoError, MediaPipeFaceDetector, create_recognizer, synth, window
 from emo.live import LivePipeline, draw_overlay, faces_table, overlap
 from emo.window import Camera, film_writer, run_live
 
@@ -166,3 +169,99 @@ def test_the_drawn_face_starts_again():
     assert np.array_equal(seen[0][0], seen[180][0])
     assert seen[180][2] == seen[0][2]
     assert [at for _, at, _ in seen] == sorted(at for _, at, _ in seen)
+
+
+class Stream(http.server.BaseHTTPRequestHandler):
+    """A camera in the network: 25 frames a second; each is as bright as its number says."""
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.end_headers()
+        while not self.server.unplugged:
+            self.server.count += 1
+            picture = np.full((240, 320, 3), 3 * self.server.count % 250, np.uint8)
+            data = cv2.imencode(".jpg", picture)[1].tobytes()
+            head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
+            self.wfile.write(head.encode() + data + b"\r\n")
+            time.sleep(1 / 25)
+
+
+class NetworkCamera:
+    """A real stream that can be unplugged and plugged in again."""
+
+    def __init__(self):
+        self.port = 0
+        self.plug_in()
+        self.address = f"http://127.0.0.1:{self.port}/video"
+
+    def plug_in(self):
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", self.port), Stream)
+        self.server.handle_error = lambda *_: None  # whoever looked has gone
+        self.server.unplugged, self.server.count = False, 0
+        self.port = self.server.server_port
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def unplug(self):
+        self.server.unplugged = True
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def network_camera():
+    camera = NetworkCamera()
+    yield camera
+    camera.unplug()
+
+
+def test_a_slow_viewer_sees_the_newest_frame(network_camera):
+    late = []
+    with Camera(network_camera.address) as camera:
+        for frame, at in islice(camera, 6):
+            late.append(network_camera.server.count - frame.mean() / 3)
+            assert time.monotonic() - at < 1
+            time.sleep(0.4)  # ten frames pass meanwhile
+    assert max(late[1:]) <= 5, "a queue of frames would be ten longer each time"
+    assert not camera._reader.is_alive()
+
+
+def test_an_unplugged_camera_is_waited_for(network_camera, capsys):
+    told, back = [], []
+    with Camera(network_camera.address) as camera:
+        for number, (frame, _) in enumerate(islice(camera, 60)):
+            new = capsys.readouterr().out.splitlines()
+            told += new
+            if number == 3:
+                network_camera.unplug()
+            if new:
+                assert frame.shape == (240, 320, 3) and frame.std() > 2, "the picture says so"
+            if new and len(told) == 2:
+                network_camera.plug_in()
+            if told and not new:
+                back.append(frame.mean())
+            if len(back) == 5:
+                break
+    assert back == sorted(back) and len(back) == 5, told
+    assert told[:2] == [f"no picture from the camera ({i} of 10 s)" for i in (1, 2)]
+
+
+def test_a_lost_camera_ends_the_demo_with_its_files(
+    recognizer, detector, network_camera, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(window, "PATIENCE", 2)
+    threading.Timer(2, network_camera.unplug).start()
+    files = {"record": tmp_path / "out.mp4", "log": tmp_path / "out.csv"}
+    start = time.monotonic()
+    with Camera(network_camera.address) as camera:
+        run_live(LivePipeline(recognizer, detector), camera, headless=True, **files)
+    seconds = time.monotonic() - start
+    assert "is lost" in capsys.readouterr().out
+    with Camera(files["record"]) as film:
+        filmed = len(list(film)) / film.fps
+    assert 2 < filmed < seconds, "the film follows the clock, pictures of the loss included"
+    assert list(pd.read_csv(files["log"]))[:2] == ["time", "face"]
+    network_camera.plug_in()
