@@ -40,24 +40,23 @@ def split_manifest(manifest, seed=0):
         official = split.where(split != "").groupby(manifest["group"]).transform("first")
         split = split.where(split != "", official.fillna(""))
     if set(split) == {"train", "val"}:
-        split = split.where(split != "val", "test")
+        split = split.replace("val", "test")
     if "val" not in set(split):
-        split = split.where(split != "train", "")
+        split = split.replace("train", "")
     shares = {n: s for n, s in SPLIT_SHARES.items() if n == "train" or n not in set(split)}
     rest = manifest[split == ""]
     group = rest.get("group", rest["image_path"]).astype(object)
     group = group.where(group.notna(), rest["image_path"]).astype(str)
-    code, names = pd.factorize(group.to_numpy(object))
+    code, names = pd.factorize(group.to_numpy(object), sort=True)
     counts = pd.get_dummies(rest["emotion"].to_numpy()).groupby(code).sum()  # rows of each group
     # A group counts as its most frequent emotion; within an emotion, groups stand in hash order.
     units = pd.DataFrame({"emotion": counts.idxmax(axis=1), "rows": counts.sum(axis=1)})
     units["order"] = pd.util.hash_array(names, hash_key=f"emo{seed:013d}", categorize=False)
-    units = units.assign(name=names).sort_values(["emotion", "order", "name"])
-    rows = units.groupby("emotion")["rows"]
+    rows = units.sort_values(["emotion", "order"]).groupby("emotion")["rows"]
     place = (rows.cumsum() - units["rows"] / 2) / rows.transform("sum")
-    bounds = np.cumsum(list(shares.values())) / sum(shares.values())
-    part = np.searchsorted(bounds[:-1], place.sort_index(), side="right")
-    split[split == ""] = np.array(list(shares), object)[part[code]]
+    bounds = np.cumsum([0, *shares.values()]) / sum(shares.values())
+    part = pd.cut(place, bounds, right=False, labels=list(shares)).astype(object)
+    split[split == ""] = part[code].to_numpy()
     return manifest.assign(split=split)
 
 
