@@ -139,20 +139,19 @@ def _read_kaggle(path, found, options):
 
 def _read_ferplus(path, found, options):
     """FER+: the largest of ten vote counts; rows most called "unknown" or "no face" drop out."""
-    order = emotions.ids_of_order("ferplus")
-    why = {8: "most annotators said unknown", 9: "most annotators said not a face"}
-    why |= {10: "the votes are missing or damaged"}
-    table = _table(path, map(str, range(12)), header=None)
+    names = [*emotions.CLASS_ORDERS["ferplus"], "unknown", "not a face"]
+    table, part = _table(path, map(str, range(12)), header=None), path.parent.name
     counts = table[[str(i) for i in range(2, 12)]].apply(pd.to_numeric, errors="coerce")
-    counts = counts.where((counts >= 0) & (counts < np.inf)).to_numpy(float)
-    bad = np.isnan(counts).any(axis=1) | (counts.sum(axis=1) == 0)
-    largest = np.where(bad, 10, counts.argmax(axis=1))  # ties go to the file's first column
-    paths = f"{path.parent.name}/" + table["0"].astype(str)
-    manifest = pd.DataFrame({"image_path": paths, "split": _FERPLUS_PARTS[path.parent.name]})
-    manifest["emotion"] = np.append(order, [-1] * 3)[largest]
-    shares = counts[:, :8] / np.maximum(counts[:, :8].sum(axis=1, keepdims=True), 1)
-    manifest[list(emotions.PROBABILITY_COLUMNS)] = shares[:, np.argsort(order)]
-    return manifest.assign(**{WHY: pd.Series(largest).map(why)})
+    counts = counts.where((counts >= 0) & (counts < np.inf)).set_axis(names, axis=1)
+    largest = counts.fillna(-1).idxmax(axis=1)  # ties go to the file's first column
+    why = ("most annotators said " + largest).where(largest.isin(names[8:]))
+    good = counts.sum(axis=1, skipna=False) > 0
+    why = why.where(good, "the votes are missing or damaged")
+    votes = counts[list(emotions.EMOTIONS)].set_axis(emotions.PROBABILITY_COLUMNS, axis=1)
+    shares = votes.div(votes.sum(axis=1).clip(lower=1), axis=0)
+    paths = f"{part}/" + table["0"].astype(str)
+    more = {"image_path": paths, "split": _FERPLUS_PARTS[part], "emotion": largest, WHY: why}
+    return shares.assign(**more)
 
 
 def _read_2017(path, found, options):
@@ -239,12 +238,10 @@ def _base(root):
 def _image_paths(base):
     """List the images below `base` as relative POSIX paths, sorted; hidden ones are left out."""
     found = []
-    for folder, folders, names in os.walk(base, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    for folder, _, names in os.walk(base, followlinks=True):
         start = f"{Path(folder).relative_to(base).as_posix()}/".removeprefix("./")
-        images = [n for n in names if os.path.splitext(n)[1].lower() in IMAGE_SUFFIXES]
-        found += [start + name for name in images if not name.startswith(".")]
-    return sorted(found)
+        found += [start + n for n in names if os.path.splitext(n)[1].lower() in IMAGE_SUFFIXES]
+    return sorted(path for path in found if "/." not in f"/{path}")
 
 
 def _names_a_class(folder):
