@@ -50,9 +50,8 @@ def load_manifest(config, folder=None):
         return read_manifest(Path(folder) / "manifest.csv")
     options = {"labels": config.labels, "class_order": config.class_order}
     manifest = sources.read_dataset(config.data_dir, config.layout, **options)
-    return dataset.split_manifest(
-        sources.fill_derived_va(manifest) if config.derive_va else manifest, config.seed
-    )
+    manifest = sources.fill_derived_va(manifest) if config.derive_va else manifest
+    return dataset.split_manifest(manifest, config.seed)
 
 
 def load_data(config, folder=None):
@@ -62,11 +61,10 @@ def load_data(config, folder=None):
 
 def pack(config, manifest):
     """Pack the images of a manifest: (FaceDataset, colour)."""
-    images, kept, colour = dataset.pack_images(
-        manifest, config.data_dir, config.image_size, config.pack
-    )
+    root, size = config.data_dir, config.image_size
+    images, kept, colour = dataset.pack_images(manifest, root, size, config.pack)
     if missing := len(manifest) - len(kept):
-        print(f"{missing:,} unreadable images are skipped: emo check --data-dir {config.data_dir}")
+        print(f"{missing:,} unreadable images are skipped: emo check --data-dir {root}")
     return dataset.FaceDataset(images, kept), colour
 
 
