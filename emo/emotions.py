@@ -44,8 +44,7 @@ def ids_of_order(order):
 def derive_va(votes):
     """Return (N, 2) valence and arousal in [−1, 1]: class means weighted by `votes` (N, 8).
 
-    A one-hot row gives the mean of its class; a row of zeros gives NaN. Call it *derived*
-    wherever it is shown: nobody annotated these values.
+    A row of zeros gives NaN. Shown values are called *derived*: nobody annotated them.
     """
     votes = np.asarray(votes, dtype=np.float64)
     total = votes.sum(axis=1, keepdims=True)

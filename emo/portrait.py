@@ -63,7 +63,6 @@ def true_box(parameters, size=224):
     return tuple(int(round(v)) for v in (x, y, right - x, bottom - y))
 
 
-@lru_cache
 def _bgr(palette, number):
     return np.array([*bytes.fromhex(FACE["colours"][palette][number])][::-1], float)
 
