@@ -41,8 +41,8 @@ def emotion_loss(logits, target, votes=None):
 
 def squared_error(va, target):
     """Mean squared error of va (B, 2) over the values of target (B, 2) that are not NaN."""
-    error, known = _masked(va, target)
-    return error.square().sum() / known.sum().clamp(min=1)
+    va, target, known = _masked(va, target)
+    return (va - target).square().sum() / known.sum().clamp(min=1)
 
 
 def ccc_loss(va, target):
@@ -50,10 +50,9 @@ def ccc_loss(va, target):
 
     Small batches estimate the CCC poorly, and one value tells nothing about it: that gives 0.
     """
-    error, known = _masked(va, target)
-    count = known.sum(dim=0).clamp(min=1)
-    truth = torch.where(known, target, 0.0).float()
-    both = torch.stack([truth, truth + error])  # (2, B, 2), 0 where unknown
+    va, target, known = _masked(va, target)
+    count, error = known.sum(dim=0).clamp(min=1), va - target
+    both = torch.stack([va, target])  # (2, B, 2)
     centred = (both - both.sum(dim=1, keepdim=True) / count) * known
     spread = centred.square().sum(dim=(0, 1)) / count
     # CCC = 2 cov / (var + var + (difference of means)²) = 1 − mean squared error / denominator
@@ -64,7 +63,6 @@ def ccc_loss(va, target):
 
 
 def _masked(va, target):
-    """Return va − target with 0 where the target is NaN, and where it is not; both (B, 2)."""
-    known = torch.isfinite(target)
-    # NaN is replaced before the subtraction: 0 × NaN would still be NaN in the gradient.
-    return va.float() - torch.where(known, target, va.detach()).float(), known
+    """Return both (B, 2) with 0 where the target is NaN, and where it is not."""
+    known = torch.isfinite(target)  # NaN is replaced: 0 × NaN would be NaN in the gradient
+    return va.float() * known, target.float().where(known, 0.0), known

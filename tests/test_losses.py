@@ -100,3 +100,11 @@ def test_ccc_loss_of_constant_targets_is_finite():
     loss = ccc_loss(va, torch.zeros(3, 2))
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(va.grad).all()
+
+
+def test_ccc_loss_does_not_move_what_nobody_annotated():
+    torch.manual_seed(0)
+    va, target = torch.rand(6, 2, requires_grad=True), torch.rand(6, 2)
+    target[2] = math.nan
+    ccc_loss(va, target).backward()
+    assert (va.grad[2] == 0).all() and (va.grad[[0, 1, 3, 4, 5]] != 0).all()
