@@ -61,10 +61,7 @@ RECIPES = {
 
 
 def make_optimizer(model, config, steps):
-    """Return the recipe's optimizer, and its schedules by name: of every step, of every epoch.
-
-    `steps` is their number in an epoch.
-    """
+    """Return the optimizer and schedules by name: every_step (`steps` an epoch), every_epoch."""
     recipe, warm = RECIPES[config.recipe], min(WARM_UP_STEPS, steps)
     options = {"lr": config.learning_rate, "weight_decay": recipe.weight_decay}
     options["fused"] = next(model.parameters()).device.type in ("cpu", "cuda")  # one pass: faster
