@@ -7,7 +7,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, select_autoescape
 from matplotlib.figure import Figure
 from scipy.stats import entropy
 from tqdm.auto import tqdm
@@ -19,15 +18,13 @@ from emo.recipes import TrainConfig
 from emo.recognize import NOT_SURE, create_recognizer
 from emo.runs import load_data, read_config, read_manifest
 from emo.sources import VA, annotated_rows, va_state
-from emo.train import combined_score
+from emo.train import TEMPLATES, combined_score
 
 PREDICTED_VA = [f"pred_{name}" for name in VA]
 CLASS_PAIR = ["emotion", "pred_emotion"]
 ROUNDS = 1000  # bootstrap samples behind each interval
 BY = "skin_tone"  # whose groups are compared unless told; synthetic faces have it
 SHOWN, FEWEST = 12, 5  # at most: faces of a kind, or groups; at least: people in a group
-TEMPLATES = Environment(autoescape=select_autoescape(), trim_blocks=True)
-TEMPLATES.loader = FileSystemLoader(Path(__file__).parent)
 
 
 def evaluate(
@@ -109,16 +106,15 @@ def compute_metrics(
     values = score(np.ones(len(table)))
     matrix, confidence = metrics.confusion(*table[CLASS_PAIR].to_numpy().T), probabilities.max(1)
     hit = (table["emotion"] == table["pred_emotion"]).to_numpy()
-    sure, raw = confidence >= NOT_SURE, np.log(np.maximum(probabilities, 1e-12))
+    sure, raw = confidence >= NOT_SURE, probabilities**temperature  # as if not calibrated
     answered = {"confidence": NOT_SURE, "coverage": float(sure.mean())}
     answered["accuracy"] = float(hit[sure].mean()) if sure.any() else None
-    raw = metrics.softmax(raw, 1 / temperature).max(axis=1)
     classes = pd.DataFrame(metrics.per_class(matrix), EMOTIONS)
     split = str(table["split"].iloc[0]) if "split" in table else "test"
     numbers = {"split": split, "n": len(table), "n_va": int(known.sum()), "va": va}
     numbers["emotion"] = {
         **{name: values[name] for name in ("accuracy", "macro_f1", "calibration_error")},
-        "calibration_error_uncalibrated": metrics.calibration_error(raw, hit),
+        "calibration_error_uncalibrated": metrics.calibration_error(raw.max(1) / raw.sum(1), hit),
         "sure": answered,
         "absent": [name for name in EMOTIONS if not classes.loc[name, "support"]],
         "per_class": classes.to_dict("index"),
@@ -158,10 +154,7 @@ def compare(predictions, other, *, va="annotated", rounds=ROUNDS):
 
 
 def write_report(folder, predictions, numbers, config, part=None):
-    """Write `report.html` (one file, pictures inside) and `MODEL_CARD.md`.
-
-    `part`, the `FaceDataset` of the predictions, adds pictures of mistakes and disputed faces.
-    """
+    """Write `MODEL_CARD.md` and a one-file `report.html`, with faces of `part`, a `FaceDataset`."""
     values = {"lines": headline(numbers), "numbers": numbers, "config": config}
     values["figures"] = _figures(_checked(predictions), numbers)
     values["faces"] = () if part is None else _faces(predictions, part)
@@ -193,10 +186,7 @@ def _checked(predictions, where="the predictions table"):
 
 
 def _scorer(table, known):
-    """Return the function from weights (N,) to scores by name: for values and intervals alike.
-
-    `known` (N,) marks the rows whose valence and arousal are scored.
-    """
+    """Return a function: weights (N,) → scores by name, of valence and arousal for `known` rows."""
     emotion, answer = table[CLASS_PAIR].to_numpy().T
     probabilities = table[list(PROBABILITY_COLUMNS)].to_numpy(float)
     confidence, hit, basic = probabilities.max(axis=1), emotion == answer, emotion < 7

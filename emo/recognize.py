@@ -96,10 +96,7 @@ class EmotionRecognizer:
         return tuple(np.concatenate(column) for column in zip(none, *parts, strict=True))
 
     def recognize(self, image_bgr, detector):
-        """Detect, crop and predict all faces of a BGR image; largest first.
-
-        Each dict has what `predict` returns, and `bbox` (x, y, width, height) and `score`.
-        """
+        """Return what `find` and `predict` say of each face in a BGR image, largest first."""
         places, faces = self.find(image_bgr, detector)
         return [p | r for p, r in zip(places, self.predict_batch(faces), strict=True)]
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, utils
+from jinja2 import Environment, FileSystemLoader, select_autoescape
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
@@ -19,6 +20,8 @@ from emo.dataset import augment, make_loader, normalise
 from emo.losses import MultiTaskLoss, multitask_loss
 from emo.model import EmotionOutput, create_model, load_model
 
+TEMPLATES = Environment(autoescape=select_autoescape(), trim_blocks=True)
+TEMPLATES.loader = FileSystemLoader(Path(__file__).parent)
 PLAIN = ("epoch", "steps", "history", "best")  # of the state, beside the parts' own
 
 
@@ -228,17 +231,9 @@ class Training:
 
     def describe(self):
         """Say in a few lines what is trained on what, and how the best epoch is chosen."""
-        state = self.accelerator.state
-        precision = state.mixed_precision.replace("no", "fp32")
-        text = f"training on {len(self.train_part):,} faces, validating on {len(self.val_part):,} "
-        text += f"({state.num_processes} × {state.device.type}, {precision})\n"
-        basis = "macro F1 + mean CCC" if self.scores_va else "macro F1 alone"
-        text += f"the best epoch is chosen by {basis} (valence/arousal: {self.va})"
-        for absent in set(range(8)) - set(self.train_part.emotion.tolist()):
-            text += f"\nno training image shows {emotions.EMOTIONS[absent]}: its F1 will be 0"
-        if not self.config.alpha:
-            text += "\nalpha is 0: nobody teaches the emotion head, so its answers mean nothing"
-        return text
+        absent = sorted(set(range(8)) - set(self.train_part.emotion.tolist()))
+        words = TEMPLATES.get_template("words.md").module
+        return words.training(self, [emotions.EMOTIONS[i] for i in absent]).strip()
 
     def state_dict(self):
         """Return everything that a resumed run needs, as plain values and tensors."""
