@@ -18,7 +18,7 @@ from emo.recipes import TrainConfig
 from emo.recognize import NOT_SURE, create_recognizer
 from emo.runs import load_data, read_config, read_manifest
 from emo.sources import VA, annotated_rows, va_state
-from emo.train import TEMPLATES, combined_score
+from emo.train import TEMPLATES, WORDS, combined_score
 
 PREDICTED_VA = [f"pred_{name}" for name in VA]
 CLASS_PAIR = ["emotion", "pred_emotion"]
@@ -165,8 +165,8 @@ def write_report(folder, predictions, numbers, config, part=None):
 
 def headline(numbers):
     """Return the few lines that a person reads first, as text by name."""
-    text = TEMPLATES.get_template("words.md").module.headline(numbers)
-    return dict(line.rsplit(" | ", 1) for line in text.splitlines())  # a run may have a bar
+    lines = WORDS.headline(numbers).splitlines()
+    return dict(line.rsplit(" | ", 1) for line in lines)  # a run may have a bar
 
 
 def _checked(predictions, where="the predictions table"):

@@ -22,6 +22,7 @@ from emo.model import EmotionOutput, create_model, load_model
 
 TEMPLATES = Environment(autoescape=select_autoescape(), trim_blocks=True)
 TEMPLATES.loader = FileSystemLoader(Path(__file__).parent)
+WORDS = TEMPLATES.get_template("words.md").module  # what the terminal says
 PLAIN = ("epoch", "steps", "history", "best")  # of the state, beside the parts' own
 
 
@@ -46,7 +47,7 @@ def fit(config, *, resume=False, on_epoch=None):
             run.run_epoch()
             if leader:
                 runs.save_epoch(folder, config, manifest, run.state_dict())
-                print(_sentence(run.history[-1], config), flush=True)
+                print(WORDS.epoch(run.history[-1], config).strip(), flush=True)
                 if on_epoch is not None:
                     on_epoch(pd.DataFrame(run.history))
     except KeyboardInterrupt:
@@ -63,15 +64,13 @@ def fit(config, *, resume=False, on_epoch=None):
 
 
 def make_accelerator(**options):
-    """Return an `Accelerator` in half precision where the hardware computes it: twice the speed.
-
-    A batch is divided among processes, so their number does not change what a step does.
-    """
+    """Return an `Accelerator` in half precision where the hardware computes it: twice the speed."""
     plain, flags = "no", Path("/proc/cpuinfo")
     modern = flags.is_file() and "avx512_bf16" in flags.read_text(errors="replace")
     if torch.cuda.is_available() and not options.get("cpu"):
         plain, modern = "fp16", torch.cuda.is_bf16_supported(including_emulation=False)
     precision = "bf16" if modern else plain
+    # A batch is divided among processes, so their number does not change what a step does.
     data = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, non_blocking=True)
     return Accelerator(**{"mixed_precision": precision, "dataloader_config": data} | options)
 
@@ -232,8 +231,7 @@ class Training:
     def describe(self):
         """Say in a few lines what is trained on what, and how the best epoch is chosen."""
         absent = sorted(set(range(8)) - set(self.train_part.emotion.tolist()))
-        words = TEMPLATES.get_template("words.md").module
-        return words.training(self, [emotions.EMOTIONS[i] for i in absent]).strip()
+        return WORDS.training(self, [emotions.EMOTIONS[i] for i in absent]).strip()
 
     def state_dict(self):
         """Return everything that a resumed run needs, as plain values and tensors."""
@@ -299,10 +297,3 @@ def _out_of_memory(error, config):
     fault = f"a batch of {size} images of {config.image_size} pixels does not fit into the memory"
     cure = f"use --batch-size {max(2, size // 2)}, or --accumulate {parts}: the same batch, in"
     return EmoError(f"{fault}; {cure} {parts} parts")
-
-
-def _sentence(row, config):
-    shown = [n for n, v in row.items() if n.startswith(("train", "val")) and not math.isnan(v)]
-    scores = " · ".join(f"{name.replace('_', ' ')} {row[name]:.3f}" for name in shown)
-    scores += f" · {row['images_per_second']:.0f} images/s"
-    return f"epoch {row['epoch']}/{config.epochs} · {scores}"
