@@ -32,11 +32,9 @@ class EmotionPreprocessor:
         return self.preprocess_batch([face_bgr])
 
     def preprocess_batch(self, faces_bgr):
-        """Map a list of BGR uint8 crops of any sizes to a float tensor (B, 3, S, S).
-
-        The numbers are those of `dataset.normalise`, looked up: the threads with which PyTorch
-        would compute them keep those of ONNX Runtime from their cores, 20 ms a face.
-        """
+        """Map a list of BGR uint8 crops of any sizes to a float tensor (B, 3, S, S)."""
+        # As `dataset.normalise`, but looked up: the threads with which PyTorch would compute it
+        # keep those of ONNX Runtime from their cores, 20 ms a face.
         mean, std = (np.float32(v)[:, None] for v in (self.mean, self.std))  # (3, 1)
         values, grey = np.arange(256, dtype=np.float32) / 255, self.colour == "grey"
         table = values * np.float32(LUMA)[:, None] if grey else (values - mean) / std  # (3, 256)
