@@ -16,10 +16,7 @@ __all__ = ["EmoError", *_ROOM_OF]
 
 
 class EmoError(ValueError):
-    """Say what was got, what was expected and what to do next, in one sentence.
-
-    The command line prints it without a traceback and exits with code 2.
-    """
+    """Say what was got, what was expected and what to do next, in one sentence."""
 
 
 def __getattr__(name):

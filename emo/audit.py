@@ -19,10 +19,9 @@ ALIKE_BITS, ALIKE_CORRELATION = 8, 0.97  # of FER+, every such pair looked at wa
 def audit(manifest, root):
     """Return one row an image, with what is wrong with it.
 
-    `fault` is "" or says why it can't be used, `mode` is Pillow's name of its kind of pixels (RGB,
-    L …). `duplicate_of` names the first image with the same pixels, `near_duplicate_of` an earlier
-    one that looks the same; `leaks`: that one is in another split; `relabelled`: it has another
-    emotion; `folder_disagrees`: the folder says another emotion than the label.
+    `fault` is "" or says why it can't be used, `mode` is Pillow's (RGB, L …). `duplicate_of` names
+    the first image with the same pixels, `near_duplicate_of` an earlier look-alike; `leaks`: that
+    one is in another split; `relabelled`: it, and `folder_disagrees`: the folder, says otherwise.
     """
     paths = [Path(root) / path for path in manifest["image_path"]]
     looks = thread_map(_look, paths, desc="Checking images", unit="image")

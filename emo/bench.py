@@ -181,8 +181,7 @@ def plot_infer(table, path):
     fps.index = [f"{backbone}, {size} px" for backbone, size in fps.index]
     colours = ["#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#009E73"]  # safe for colour-blind eyes
     ax = fps.plot.barh(ax=figure.subplots(), width=0.8, color=colours)
-    for target in (15, 25, 60):
-        ax.axvline(target, color="0.4", linestyle=":", zorder=0)
+    ax.vlines((15, 25, 60), *ax.get_ylim(), color="0.4", linestyle=":", zorder=0)
     ax.set(xlabel="frames of 640×480 a second (dotted: 15, 25, 60)")
     ax.invert_yaxis()
     with files.atomic_path(path) as temporary:

@@ -274,7 +274,13 @@ class CameraView {
       this.send({ kind: "film" });
       const [message, bytes] = await answer;
       const blob = new Blob([bytes], { type: "video/webm" });
-      this.kept = { ...message, url: URL.createObjectURL(blob) };
+      const names = Object.keys(this.model.get("colours"));
+      const truth = message.truth.map((row) => ({
+        ...row,
+        emotion: names[row.emotion],
+        box: [row.x / 640, row.y / 480, row.width / 640, row.height / 480],
+      }));
+      this.kept = { ...message, truth, url: URL.createObjectURL(blob) };
       if (run !== this.run) return;
       this.film = this.kept;
     }

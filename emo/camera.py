@@ -18,6 +18,7 @@ from emo import EmoError
 from emo.emotions import COLOURS, EMOTIONS
 from emo.live import LivePipeline, faces_table
 from emo.recognize import LOADERS, create_recognizer
+from emo.sources import VA
 from emo.window import DRAWN
 
 HISTORY = 20_000  # rows kept: twenty minutes of one face at 15 results a second
@@ -26,10 +27,9 @@ HISTORY = 20_000  # rows kept: twenty minutes of one face at 15 results a second
 class EmotionCamera(anywidget.AnyWidget):
     """Show the live camera with faces, probabilities, valence and arousal under a notebook cell.
 
-    Takes a model file (those exported beside it can be chosen on the page), a recogniser or a
-    `LivePipeline`. `source` is "browser" or "synthetic", a drawn face with its truth. `smoothing`
-    is in seconds; 4 `max_in_flight` frames hide a slow network. Frames are never kept, numbers
-    are: `history`. Only a kernel's newest camera runs.
+    Takes a model file (the page offers those beside it, too), a recogniser or a `LivePipeline`.
+    `source` is "browser" or "synthetic", a drawn face with its truth. `smoothing` is in seconds;
+    4 `max_in_flight` frames hide a slow network. `history` keeps numbers; frames are never kept.
     """
 
     _esm = Path(__file__).with_name("camera.js")
@@ -54,7 +54,7 @@ class EmotionCamera(anywidget.AnyWidget):
         if isinstance(model, str | Path) and not Path(model).is_file():
             raise EmoError(f"{model} does not exist; train and export a model first (README)")
         self._model, self._pipeline, self._failure = model, pipeline, None
-        self._busy, self._rows = threading.Lock(), deque(maxlen=HISTORY)  # (Face, truth or None)
+        self._busy, self._rows = threading.Lock(), deque(maxlen=HISTORY)  # (Face, film's frame)
         self._born, self._offset, self._local = time.monotonic(), 0.0, True
         traits["va"] = getattr(model if pipeline is None else pipeline.recognizer, "va", "")
         traits |= {} if pipeline is None else {"smoothing": pipeline.smoothing}
@@ -83,10 +83,10 @@ class EmotionCamera(anywidget.AnyWidget):
         with self._busy:
             rows = list(self._rows)
         table = faces_table([face for face, _ in rows])
-        if any(truth for _, truth in rows):
-            for name in ("emotion", "valence", "arousal"):
-                table[f"true_{name}"] = [truth and truth[name] for _, truth in rows]
-        return table
+        truth = _truths().reindex([index for _, index in rows], columns=["emotion", *VA])
+        truth["emotion"] = truth["emotion"].map(dict(enumerate(EMOTIONS)))
+        simulated = truth["emotion"].notna().any()
+        return table.join(truth.add_prefix("true_").set_index(table.index)) if simulated else table
 
     def stop(self):
         """Stop filming in every browser tab that shows this camera."""
@@ -111,11 +111,6 @@ class EmotionCamera(anywidget.AnyWidget):
 
     def __repr__(self):
         return f"EmotionCamera(source={self.source!r})"
-
-    @traitlets.observe("smoothing")
-    def _smooth(self, change):
-        if self._pipeline is not None:
-            self._pipeline.smoothing = change["new"]
 
     @traitlets.observe("model_file")
     def _change_model(self, change):
@@ -160,10 +155,9 @@ class EmotionCamera(anywidget.AnyWidget):
             raise EmoError(f"a frame of {data.size} bytes is no readable JPEG")
         if self._pipeline is None:
             self._load(content["view"])
-        seconds = content["time"] + self._offset
+        self._pipeline.smoothing, seconds = self.smoothing, content["time"] + self._offset
         faces = self._pipeline.process(frame, seconds)
-        truth = None if content.get("index") is None else _film_truths()[content["index"]]
-        self._rows.extend((face, truth) for face in faces)
+        self._rows.extend((face, content.get("index")) for face in faces)
         found = [_message(face, frame.shape) for face in faces]
         return {"kind": "result", "time": seconds, "faces": found}, None
 
@@ -182,7 +176,8 @@ class EmotionCamera(anywidget.AnyWidget):
         self.va = recognizer.va
 
     def _on_film(self, content, _):
-        return {"kind": "film", "fps": 15, "truth": _film_truths()}, [DRAWN.read_bytes()]
+        answer = {"kind": "film", "fps": 15, "truth": _truths().to_dict("records")}
+        return answer, [DRAWN.read_bytes()]
 
 
 def _message(face, shape):
@@ -193,9 +188,6 @@ def _message(face, shape):
 
 
 @cache
-def _film_truths():
-    """Return the truth of each frame of the simulated camera, its box as shares of the frame."""
-    truths, place = pd.read_csv(DRAWN.with_suffix(".csv")), ["x", "y", "width", "height"]
-    boxes = truths[place].to_numpy() / (640, 480, 640, 480)
-    names = truths["emotion"].map(dict(enumerate(EMOTIONS)))
-    return truths.drop(columns=place).assign(emotion=names, box=boxes.tolist()).to_dict("records")
+def _truths():
+    """Return the truth of each frame of the simulated camera, boxes in its 640×480 pixels."""
+    return pd.read_csv(DRAWN.with_suffix(".csv"))

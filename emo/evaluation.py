@@ -96,9 +96,8 @@ def compute_metrics(
 ):
     """Return the numbers of `metrics.json` from a predictions table.
 
-    Baselines use the class means of `train_manifest`. Valence and arousal that nobody annotated or
-    taught the model are None. Intervals are 95 % bootstrap, by `group` where the table has one.
-    `temperature` is what the probabilities were calibrated with.
+    Baselines use the class means of `train_manifest`. Valence and arousal never annotated or taught
+    are None. Intervals: 95 % bootstrap, by `group` if any. `temperature` calibrated the table.
     """
     table = _checked(predictions)
     known = table[[*VA, *PREDICTED_VA]].notna().all(axis=1).to_numpy() & (va == "annotated")

@@ -106,8 +106,8 @@ def export_to_onnx(model, path, device="cpu"):
 def export_to_int8(model, path, faces, spared=()):
     """Write ONNX as `export_to_onnx` does, quantised to 8 bits (static, QDQ, per channel).
 
-    `faces`, a float array (N, 3, S, S), gives the ranges of all activations. The last layer of
-    each head stays float, and so do the nodes whose names are `spared`.
+    `faces`, float (N, 3, S, S), give the ranges of activations. The last layer of each head and
+    the nodes whose names are `spared` stay float.
     """
     with TemporaryDirectory() as scratch, files.atomic_path(path) as temporary:
         exact = export_to_onnx(model, f"{scratch}/float.onnx")

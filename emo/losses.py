@@ -19,8 +19,7 @@ def multitask_loss(output, batch, alpha=1.0, beta=0.5, *, va_loss="mse", votes=F
 
     `output` is an `EmotionOutput`; `batch["emotion"]` (B,) holds −1 and `batch["va"]` (B, 2) NaN
     where nobody annotated. A task without any label gives 0, where a mean would give NaN.
-    `va_loss` is "mse" or "ccc". With `votes`, all annotators of a face are the target where
-    `batch["votes"]` (B, 8) holds their shares, not the one class.
+    `va_loss`: "mse" or "ccc". `votes`: the target is the shares in `batch["votes"]` (B, 8), if any.
     """
     emotion = emotion_loss(output.logits, batch["emotion"], batch.get("votes") if votes else None)
     va = {"mse": squared_error, "ccc": ccc_loss}[va_loss](output.va, batch["va"])

@@ -36,8 +36,7 @@ def macro_f1(matrix):
 def ccc(target, predicted, weights=None):
     """Concordance correlation coefficient in [−1, 1] (Lin 1989): 1 only where they are equal.
 
-    Population variances, as in the AffectNet paper. Two equal constants give 0, not 0/0, and
-    `weights` (N,) that are all 0 give NaN.
+    Population variances, as in AffectNet's paper; equal constants give 0, all-zero weights NaN.
     """
     target, predicted = _pair(target, predicted)
     if weights is not None and not np.any(weights):
@@ -104,8 +103,7 @@ def bootstrap(statistic, rows, groups=None, rounds=1000, seed=0):
     """Return the 95 % percentile interval of `statistic(weights)` over resampled rows.
 
     `rows` is their number, `weights` (rows,) how often each one was drawn. With `groups` (rows,),
-    whole groups are drawn: faces of one person are not independent. `statistic` returns a float,
-    or an array of K floats for K intervals.
+    whole groups are drawn: faces of one person are not independent. K statistics, K intervals.
     """
     generator = np.random.default_rng(seed)
     names, group = np.unique(range(rows) if groups is None else groups, return_inverse=True)

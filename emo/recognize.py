@@ -109,9 +109,8 @@ class EmotionRecognizer:
 def create_recognizer(model_path, config_path=None, device="cpu", threads=None):
     """Open a model file by its suffix: .pth, .pt (TorchScript), .onnx or .h5 (Keras).
 
-    The config comes from `config_path`, else from the file, else from `model_config.json` beside
-    it. `threads`: of the CPU, None = all cores. A missing, damaged or unsafe file, or the config
-    of another model: `EmoError`.
+    The config comes from `config_path`, the file or `model_config.json` beside it. `threads`: of
+    the CPU, None = all. A missing, damaged or unsafe file, or another model's config: `EmoError`.
     """
     path = Path(model_path)
     if path.suffix not in LOADERS:

@@ -21,9 +21,8 @@ PROTOTYPES = FACE["prototypes"]  # emotion: action units, how often and how stro
 def sample(emotion=None, *, seed, identity=None, frontal=False):
     """Draw the parameters of one face: a flat dict of numbers and one string, `group`.
 
-    `emotion` (a name or an AffectNet id 0–7) and `identity` (a number) are drawn where they are
-    None; `frontal`: no large turns, occlusion or heavy blur. Valence and arousal in [−1, 1] are
-    the class mean times the intensity plus honest noise.
+    `emotion` (a name or an AffectNet id 0–7) and `identity` (a number) are drawn where None;
+    `frontal`: no large turns, occlusion or blur. Valence, arousal: class mean × intensity + noise.
     """
     rng = np.random.default_rng([seed, 1])
     emotion = emotion_id(emotion) if isinstance(emotion, str) else emotion
@@ -82,8 +81,7 @@ def write_dataset(dest, count, seed=0, size=96, frontal=False):
 def animate(seconds=12, fps=15, size=(480, 640), seed=0):
     """Yield (frame, truth): a person who passes through all emotions, in a seamless loop.
 
-    `frame` is (height, width, 3) uint8, BGR; `truth` holds time (s), emotion (id), valence,
-    arousal and bbox (x, y, width, height; pixels).
+    `frame`: (height, width, 3) uint8, BGR; `truth`: time (s), emotion (id), valence, arousal, bbox.
     """
     face = sample("Neutral", seed=seed, frontal=True) | FACE["film"]
     usual = [{unit: 0.9 * v for unit, share, v in PROTOTYPES[n] if share >= 0.5} for n in EMOTIONS]

@@ -83,8 +83,8 @@ def combined_score(macro_f1, mean_ccc):
 def train_step(model, optimizer, batch, alpha=1.0, beta=0.5, *, accelerator=None, parts=1, **loss):
     """Move the weights once, by the mean loss of a batch; return that `MultiTaskLoss`.
 
-    The batch is computed in `parts`, and may be one process's share of a larger one; each label
-    counts the same all the same. `loss` goes to `multitask_loss`.
+    Each label counts the same, although the batch is computed in `parts` and may be one process's
+    share of a larger one. `loss` goes to `multitask_loss`.
     """
     known = torch.stack([batch["emotion"] >= 0, batch["va"].isfinite().float().mean(dim=1)])
     total, losses = known.sum(dim=1), []

@@ -58,8 +58,8 @@ class Camera(AbstractContextManager):
 
     def __iter__(self):
         if self.is_webcam:
-            yield from self._live_frames()
-        for number in () if self.is_webcam else count():
+            return (yield from self._live_frames())
+        for number in count():
             good, frame = self._capture.read()
             if not good and self._loop and self._capture.set(cv2.CAP_PROP_POS_FRAMES, 0):
                 good, frame = self._capture.read()

@@ -58,7 +58,7 @@ def taught(tmp_path_factory, face_model):
     """Run folder of a ResNet-18 that has learned synthetic faces as in the course; minutes."""
     root = synth.write_dataset(tmp_path_factory.mktemp("taught") / "faces", 3200, seed=0)
     config = {"data_dir": str(root), "output_dir": str(root.with_name("run"))}
-    config |= {"pretrained": False, "image_size": 64, "epochs": 8, "batch_size": 32}
+    config |= {"pretrained": False, "image_size": 64, "epochs": 12, "batch_size": 32}
     fit(TrainConfig(**config, recipe="strong"))
     return root.with_name("run")
 
