@@ -500,13 +500,16 @@ class CameraView {
     const names = Object.keys(this.model.get("colours"));
     const values = shown?.faces[0]?.probabilities;
     const line = height / names.length;
-    const left = width * 0.33;
-    const room = width - left - width * 0.15;
+    const size = Math.min(line * 0.62, width * 0.06, 17);
+    context.font = font(size, true);
+    const wide = (text) => context.measureText(text).width;
+    const left = Math.max(...names.map(wide)) + 10;
+    const room = Math.max(width - left - wide("100 %") - 8, 0);
     const best = values ? values.indexOf(Math.max(...values)) : -1;
     context.textBaseline = "middle";
     names.forEach((name, i) => {
       const y = i * line + line / 2;
-      context.font = font(Math.min(line * 0.62, 17), i === best);
+      context.font = font(size, i === best);
       context.fillStyle = theme.text;
       context.textAlign = "right";
       context.fillText(name, left - 10, y);
