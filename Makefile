@@ -5,10 +5,18 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 EXTRAS := notebook,keras,dev
 
-.PHONY: course test slow lint setup badges clean
+.PHONY: course class test slow lint setup badges clean
 
 course: $(READY)  ## run the six notebooks: make course [ARCHIVE=some.zip]
 	@$(BIN)/python notebooks/run_course.py $(if $(ARCHIVE),--archive "$(ARCHIVE)")
+
+class: course  ## for teachers: every lesson then opens by itself, and without a network
+	@mkdir -p data outputs
+	@test -e data/course || cp -r $(CURDIR)/build/course/work/data data/course
+	@test -e outputs/course || cp -r $(CURDIR)/build/course/work/run outputs/course
+	@$(BIN)/python -c "from emo import create_model; create_model()" >/dev/null || \
+	  echo "ImageNet weights could not be fetched: set pretrained = False in lesson 03"
+	@echo "Ready: $(BIN)/jupyter lab notebooks"
 
 # Two files at a time; one thread each, because waiting threads of two processes slow both down.
 test: $(READY)  ## the fast tests

@@ -22,7 +22,8 @@ def set_address(new, root=ROOT):
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", new):
         sys.exit(f"got {new!r}; expected owner/name: make badges REPO=owner/name")
     old, changed = address(root), []
-    for path in [root / "pyproject.toml", *root.glob("*.md"), *root.glob("notebooks/*.*")]:
+    named = [root / "pyproject.toml", root / "CITATION.cff"]
+    for path in [*named, *root.glob("*.md"), *root.glob("notebooks/*.*")]:
         text = path.read_text("utf-8")
         replaced = text.replace(f"github.com/{old}", f"github.com/{new}")
         replaced = replaced.replace(f"/github/{old}/", f"/github/{new}/")

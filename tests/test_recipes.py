@@ -59,8 +59,8 @@ def test_the_classic_recipe_is_the_default_and_the_known_one():
     assert classic.augment == {"degrees": 15.0} and not classic.votes
 
 
-def test_the_table_of_the_readme_says_what_the_code_does():
-    text = Path(__file__).parent.parent.joinpath("README.md").read_text("utf-8")
+def test_the_table_of_recipes_says_what_the_code_does():
+    text = Path(__file__).parent.parent.joinpath("docs", "RESULTS.md").read_text("utf-8")
     config, degrees = TrainConfig(), RECIPES["classic"].augment["degrees"]
     for part in (
         f"Adam, step {config.learning_rate}, warmed up for {WARM_UP_STEPS} steps",
