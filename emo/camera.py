@@ -115,8 +115,8 @@ class EmotionCamera(anywidget.AnyWidget):
     @traitlets.observe("model_file")
     def _change_model(self, change):
         if change["old"]:  # the page chose another one; the next frame loads it
-            self._release()
             self._model, self._failure = Path(self._model).with_name(change["new"]), None
+            self._release()
 
     def _receive(self, _, content, buffers):
         """Answer every message, because ipywidgets swallows what a handler raises."""

@@ -140,8 +140,8 @@ def run_live(pipeline, camera, *, headless=False, record=None, log=None, on_face
     pause = 0 if camera.is_webcam else 1 / camera.fps  # other frames come at their film's own speed
     frames = tqdm(camera, "Frames", camera.frames, unit="frame", disable=not headless)
     recording = film_writer(record, camera.fps) if record else nullcontext()
-    try:
-        with recording as write, nullcontext() if headless else _window(), frames:
+    with recording as write, nullcontext() if headless else _window(), frames:
+        try:  # inside, so that Ctrl-C keeps the film
             for frame, seconds in frames:
                 faces = pipeline.process(frame, seconds)
                 seen += faces
@@ -158,8 +158,8 @@ def run_live(pipeline, camera, *, headless=False, record=None, log=None, on_face
                 if not headless and not _show(canvas, view, times[-1] + pause):
                     break
                 times.append(time.perf_counter())
-    except KeyboardInterrupt:
-        print("stopped")
+        except KeyboardInterrupt:
+            print("stopped")
     table = faces_table(seen)
     if log:
         with atomic_path(log) as temporary:

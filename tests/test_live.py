@@ -133,6 +133,20 @@ def test_film_in_annotated_film_and_table_out(recognizer, detector, film, tmp_pa
     assert code.to_bytes(4, "little").lower() == b"vp90"  # plays in browsers
 
 
+def test_ctrl_c_keeps_film_and_table(recognizer, detector, tmp_path, capsys):
+    def stop(faces, _):
+        if faces[0].time > 1:
+            raise KeyboardInterrupt
+
+    files = {"record": tmp_path / "out.mp4", "log": tmp_path / "out.csv"}
+    with Camera("synthetic") as camera:
+        pipeline = LivePipeline(recognizer, detector)
+        table = run_live(pipeline, camera, headless=True, on_faces=stop, **files)
+    assert "stopped" in capsys.readouterr().out
+    with Camera(files["record"]) as film:
+        assert len(list(film)) == len(table) - 1 == len(pd.read_csv(files["log"])) - 1 > 10
+
+
 def test_bad_input(recognizer, detector, tmp_path):
     with pytest.raises(EmoError, match="no camera number"):
         Camera("nowhere.mp4")
