@@ -67,7 +67,7 @@ def write_quarantine(manifest, facts, root, *, duplicates=False):
     reason = facts.query("fault != ''").set_index("image_path")["fault"].to_dict()
     if duplicates:
         worth = manifest.set_index("image_path")["split"].map({"test": 2, "val": 1}).fillna(0)
-        twins = facts["duplicate_of"].fillna(facts["near_duplicate_of"])
+        twins = facts["duplicate_of"].combine_first(facts["near_duplicate_of"])
         first, best = {}, {}  # of all copies of a picture
         for image, twin in zip(facts["image_path"], twins, strict=True):
             first[image] = first.get(twin, image)

@@ -37,12 +37,12 @@ def set_parameters(notebook, parameters):
         tagged[0].source = pattern.sub(lambda _, line=line: line, tagged[0].source)
 
 
-def run_notebook(path, parameters):
+def run_notebook(path, parameters, folder=HERE, **options):
     """Execute a notebook with these parameters and return it; a failing cell raises."""
     notebook = nbformat.read(path, as_version=4)
     set_parameters(notebook, parameters)
-    folder = {"metadata": {"path": str(HERE)}}
-    client = NotebookClient(notebook, timeout=1800, resources=folder, store_widget_state=False)
+    options |= {"resources": {"metadata": {"path": str(folder)}}, "store_widget_state": False}
+    client = NotebookClient(notebook, timeout=1800, **options)
     with tempfile.TemporaryFile() as log:  # what the kernel's C++ libraries have to say
         client.execute(stderr=log)
     for cell in notebook.cells:
