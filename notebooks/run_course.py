@@ -4,7 +4,7 @@
 """
 
 import argparse
-import html
+import copy
 import json
 import re
 import shutil
@@ -75,32 +75,65 @@ def course_parameters(archive, work):
     }
 
 
+def lessons():
+    """Return number, name, stem and question of each lesson: the rows of README's table."""
+    row = r"^\| \[(\d\d) (.+?)\]\(notebooks/(\w+)\.ipynb\) \| (.+?) \|$"
+    found = re.findall(row, (HERE.parent / "README.md").read_text("utf-8"), re.MULTILINE)
+    return [dict(zip(("number", "name", "stem", "question"), each, strict=True)) for each in found]
+
+
 def write_page(notebook, path):
     """Write an executed notebook as one HTML file that needs nothing from the network."""
-    exporter = HTMLExporter(template_name="lab", embed_images=True)
-    page, _ = exporter.from_notebook_node(notebook)
-    page = re.sub(r"<script[^>]*\bsrc=\"https?://[^>]*>\s*</script>", "", page)
-    page = re.sub(r"<script[^>]*type=\"text/x-mathjax-config.*?</script>", "", page, flags=re.S)
-    page = re.sub(r"<img[^>]*colab-badge[^>]*>", "Open in Colab", page)
-    page = re.sub(r'href="(0\d_\w+)\.ipynb"', r'href="\1.html"', page)
+    notebook, rows = copy.deepcopy(notebook), lessons()
+    first = notebook.cells[0]  # the badge is an image of another host; the page has its own links
+    first.source = re.sub(r"^\[!\[(.+?)\]\(.+?\)\](\(.+?\)).*$", r"[\1]\2", first.source)
+    describe_figures(notebook)
+    here = [row["stem"] for row in rows].index(path.stem)
+    text = "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
+    headings = re.findall(r"^## (.+)$", text.replace("`", ""), re.MULTILINE)
+    site = {"title": title_of(notebook), "headings": headings, "lessons": rows, "here": here}
+    page = re.sub(r'href="(0\d_\w+)\.ipynb"', r'href="\1.html"', render(notebook, site))
     path.write_text(page, "utf-8")
 
 
-def write_index(rows, line):
-    """Write build/course/index.html: the lessons, how long each took, and the result."""
-    items = "".join(
-        f'<li><a href="{name}.html">{html.escape(title)}</a> <small>{seconds:.0f} s</small></li>'
-        for name, title, seconds in rows
+def write_index(rows, line, folder):
+    """Write index.html to a folder: the course map, how long each lesson took, and the result."""
+    report = "work/run/report.html"
+    site = {"title": "Course map", "lessons": rows, "here": None, "line": line}
+    site["report"] = report if (folder / report).is_file() else None
+    (folder / "index.html").write_text(render(nbformat.v4.new_notebook(), site), "utf-8")
+
+
+def render(notebook, site):
+    """Return the page of a notebook; `site` is what page.html.j2 needs to know beside it."""
+    exporter = HTMLExporter(
+        template_name="classic",
+        template_file=str(HERE / "page.html.j2"),
+        embed_images=True,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
     )
-    (BUILD / "index.html").write_text(
-        "<!doctype html><html lang='en'><meta charset='utf-8'><title>emo: the course</title>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'><style>"
-        ":root{color-scheme:light dark}body{font:18px/1.6 system-ui,sans-serif;max-width:40rem;"
-        "margin:3rem auto;padding:0 1rem}small{opacity:.6}li{margin:.4rem 0}</style>"
-        "<h1>Facial emotion recognition, two tasks at once</h1>"
-        f"<ol>{items}</ol><p>{html.escape(line)}</p></html>",
-        "utf-8",
-    )
+    return exporter.from_notebook_node(notebook, resources={"site": site})[0]
+
+
+def describe_figures(notebook):
+    """Give each code cell an `alt` for its figures: the heading and the sentence before it."""
+    heading, said = "", ""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            plain = re.sub(r"[*`]|\[(.+?)\]\(.+?\)", r"\1", cell.source)
+            heading = [heading, *re.findall(r"^#+ (.+)$", plain, re.MULTILINE)][-1]
+            said = re.split(r"(?<=[.?!:])\s+|\n\n", plain.strip())[-1]
+        elif said.endswith("?") or said.startswith("Solution"):  # says nothing about a figure
+            cell.metadata.setdefault("alt", heading)
+        else:
+            cell.metadata.setdefault("alt", f"{heading}: {' '.join(said.rstrip(':').split())}")
+
+
+def first_figure(notebook):
+    """Return the first PNG of an executed notebook in base64, or None."""
+    outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
+    return next((o.data["image/png"] for o in outputs if "image/png" in o.get("data", {})), None)
 
 
 def title_of(notebook):
@@ -137,8 +170,8 @@ def main():
             sys.exit(f"{archive} does not exist; name a .zip: make course ARCHIVE=some.zip")
     shutil.rmtree(BUILD, ignore_errors=True)
     BUILD.mkdir(parents=True)
-    parameters, rows = course_parameters(archive, BUILD / "work"), []
-    for path in NOTEBOOKS:
+    parameters, rows = course_parameters(archive, BUILD / "work"), lessons()
+    for path, row in zip(NOTEBOOKS, rows, strict=True):
         print(f"{path.stem:14}", end=" ", flush=True)
         start = time.monotonic()
         try:
@@ -149,10 +182,10 @@ def main():
         seconds = time.monotonic() - start
         print(f"{seconds:4.0f} s", flush=True)
         write_page(notebook, BUILD / f"{path.stem}.html")
-        rows.append((path.stem, title_of(notebook), seconds))
+        row.update(title=title_of(notebook), seconds=seconds, figure=first_figure(notebook))
     metrics = json.loads((BUILD / "work" / "run" / "metrics.json").read_text("utf-8"))
     line, good = verdict(metrics, archive)
-    write_index(rows, line)
+    write_index(rows, line, BUILD)
     print(f"\n{line}\nOpen {BUILD / 'index.html'}")
     if not good:
         least = ", ".join(f"{name} {value:.2f}" for name, value in LEAST.items())

@@ -44,6 +44,12 @@ def test_there_are_six():
     assert [path.stem[:2] for path in PATHS] == ["01", "02", "03", "04", "05", "06"]
 
 
+def test_the_course_map_takes_its_questions_from_the_readme():
+    rows = run_course.lessons()
+    assert [row["stem"] for row in rows] == [path.stem for path in PATHS]
+    assert all(row["question"].endswith("?") for row in rows)
+
+
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_anatomy(path):
     text = "\n".join(cell.source for cell in cells(path, "markdown"))
