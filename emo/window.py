@@ -44,17 +44,18 @@ class Camera(AbstractContextManager):
             raise EmoError(f"{self.source!r} is no camera number, no film and not 'synthetic'")
         self._loop = loop and bool(self._truths)
         self._address = int(source) if self.source.isdigit() else str(source)
-        self._closed, self._reader = Event(), Thread(target=self._read_ahead, daemon=True)
-        self._newest = Queue(1)
+        self._closed, self._newest = Event(), Queue(1)
+        self._reader = Thread(target=self._read_ahead, daemon=True)
         if not self._open():
             cure = "close other programs that use it, or try another or --camera synthetic"
             raise EmoError(f"--camera {self.source} could not be opened; {cure}")
-        self.fps = self._capture.get(cv2.CAP_PROP_FPS) or 30.0
+        self.fps = next(f for f in (self._capture.get(cv2.CAP_PROP_FPS), 30.0) if 1 <= f <= 240)
         self.frames = max(int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0) or None
 
     def _open(self):
-        with quiet_stderr():  # FFmpeg says what is wrong with a film in its own words
-            return self._capture.open(self._address)
+        waits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, 3000, cv2.CAP_PROP_READ_TIMEOUT_MSEC, 3000]
+        with nullcontext() if self._reader.ident else quiet_stderr():  # whose lock faces need
+            return self._capture.open(self._address, 0, waits if "://" in self.source else [])
 
     def __iter__(self):
         if self.is_webcam:
@@ -70,9 +71,8 @@ class Camera(AbstractContextManager):
 
     def _live_frames(self):
         """Yield the newest frame, or a picture that says that none comes; end after `PATIENCE`."""
-        size = cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH
-        frame = np.zeros([*(int(self._capture.get(side)) for side in size), 3], np.uint8)
-        missed = 0
+        size, missed = (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH), 0
+        frame = np.zeros([*(int(self._capture.get(side)) or 480 for side in size), 3], np.uint8)
         self._reader.start()
         while missed < PATIENCE:
             try:

@@ -33,8 +33,8 @@ HUSH = {"TF_CPP_MIN_LOG_LEVEL": "2", "OMP_NUM_THREADS": "1"}
 LESSONS = {
     "01": SMALL["01"],
     "02": SMALL["02"],
-    "03": SMALL["03"] | {"pretrained": False},
-    "04": {},
+    "03": SMALL["03"] | {"pretrained": False, "sweep": []},
+    "04": {"bias_experiment": False},
     "05": {},
     "06": {"photo": "camera"},
 }

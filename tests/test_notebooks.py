@@ -2,6 +2,9 @@
 
 import json
 import re
+import sys
+import types
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -86,3 +89,38 @@ def test_the_course_fails_when_the_model_has_not_learned():
     assert not run_course.verdict(good | {"mean_ccc": 0.49}, None)[1]
     assert not run_course.verdict(good | {"mean_ccc": None}, None)[1]
     assert not run_course.verdict({"emotion": {"accuracy": 0.59}, "mean_ccc": 0.6}, None)[1]
+
+
+def test_on_colab_a_token_file_may_be_uploaded_and_is_not_shown(tmp_path, monkeypatch, capsys):
+    (cell,) = [c for c in cells(PATHS[0]) if c.id == "01-token"]
+    (tmp_path / "kaggle (1).json").write_text("{}")  # the copy that Colab leaves
+
+    def run(choice, has_token):
+        names = {"choice": choice, "has_kaggle_token": lambda: has_token, "sys": sys, "Path": Path}
+        exec(cell.source, names)  # noqa: S102 - the notebook's own cell
+        return (tmp_path / ".kaggle" / "kaggle.json").is_file()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.delitem(sys.modules, "google.colab", raising=False)
+    assert not run("kaggle", False)  # not on Colab
+    colab = types.ModuleType("google.colab")
+    colab.files = types.SimpleNamespace(upload=lambda: {"kaggle (1).json": b'{"key": "secret"}'})
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    assert not run("kaggle", True) and not run("synthetic", False)
+    assert run("kaggle", False)
+    token = tmp_path / ".kaggle" / "kaggle.json"
+    assert token.read_bytes() == b'{"key": "secret"}'
+    assert sys.platform == "win32" or token.stat().st_mode & 0o777 == 0o600
+    assert not (tmp_path / "kaggle (1).json").exists()
+    assert "secret" not in capsys.readouterr().out.replace("secret KAGGLE_API_TOKEN", "")
+
+
+@pytest.mark.parametrize("path", PATHS[:5], ids=lambda path: path.stem)
+def test_a_folder_on_drive_mounts_it_before_it_is_read(path):
+    sources = [c.source for c in cells(path)]
+    (mounts,) = [i for i, source in enumerate(sources) if "drive.mount" in source]
+    reads = r"(is_dir|read_dataset|load_data|evaluate|export_run)\("
+    first = next(i for i, source in enumerate(sources) if re.search(reads, source))
+    assert mounts <= first
+    assert sources[mounts].index("drive.mount") < re.search(reads + "|$", sources[mounts]).start()
