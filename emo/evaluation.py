@@ -16,9 +16,9 @@ from emo.emotions import EMOTIONS, PROBABILITY_COLUMNS
 from emo.files import atomic_path, read_json, write_json
 from emo.recipes import TrainConfig
 from emo.recognize import NOT_SURE, create_recognizer
-from emo.runs import load_data, read_config, read_manifest
+from emo.runs import TEMPLATES, WORDS, load_data, read_config, read_manifest
 from emo.sources import VA, annotated_rows, va_state
-from emo.train import TEMPLATES, WORDS, combined_score
+from emo.train import combined_score
 
 PREDICTED_VA = [f"pred_{name}" for name in VA]
 CLASS_PAIR = ["emotion", "pred_emotion"]

@@ -1,14 +1,19 @@
-"""The folder of one training: what is read from it and written to it. Shown in notebooks/03."""
+"""The folder of one training: what is read from it, written to it and said of it."""
 
 import dataclasses
 from pathlib import Path
 
 import pandas as pd
+from jinja2 import Environment, FileSystemLoader, select_autoescape
 
 from emo import EmoError, dataset, sources
 from emo.files import atomic_path, read_json, write_json
 from emo.model import load_torch, save_torch, save_weights
 from emo.recipes import RECIPES, TrainConfig
+
+TEMPLATES = Environment(autoescape=select_autoescape(), trim_blocks=True)
+TEMPLATES.loader = FileSystemLoader(Path(__file__).parent)
+WORDS = TEMPLATES.get_template("words.md").module  # what terminal, report and model card say
 
 
 def open_run(config, resume):

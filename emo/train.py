@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, utils
-from jinja2 import Environment, FileSystemLoader, select_autoescape
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
@@ -20,9 +19,6 @@ from emo.dataset import augment, make_loader, normalise
 from emo.losses import MultiTaskLoss, multitask_loss
 from emo.model import EmotionOutput, create_model, load_model
 
-TEMPLATES = Environment(autoescape=select_autoescape(), trim_blocks=True)
-TEMPLATES.loader = FileSystemLoader(Path(__file__).parent)
-WORDS = TEMPLATES.get_template("words.md").module  # what the terminal says
 PLAIN = ("epoch", "steps", "history", "best")  # of the state, beside the parts' own
 
 
@@ -47,7 +43,7 @@ def fit(config, *, resume=False, on_epoch=None):
             run.run_epoch()
             if leader:
                 runs.save_epoch(folder, config, manifest, run.state_dict())
-                print(WORDS.epoch(run.history[-1], config).strip(), flush=True)
+                print(runs.WORDS.epoch(run.history[-1], config).strip(), flush=True)
                 if on_epoch is not None:
                     on_epoch(pd.DataFrame(run.history))
     except KeyboardInterrupt:
@@ -231,7 +227,7 @@ class Training:
     def describe(self):
         """Say in a few lines what is trained on what, and how the best epoch is chosen."""
         absent = sorted(set(range(8)) - set(self.train_part.emotion.tolist()))
-        return WORDS.training(self, [emotions.EMOTIONS[i] for i in absent]).strip()
+        return runs.WORDS.training(self, [emotions.EMOTIONS[i] for i in absent]).strip()
 
     def state_dict(self):
         """Return everything that a resumed run needs, as plain values and tensors."""
