@@ -44,13 +44,14 @@ class Camera(AbstractContextManager):
             raise EmoError(f"{self.source!r} is no camera number, no film and not 'synthetic'")
         self._loop = loop and bool(self._truths)
         self._address = int(source) if self.source.isdigit() else str(source)
-        self._closed, self._newest = Event(), Queue(1)
+        self._closed, self._newest, self._began = Event(), Queue(1), time.monotonic()
         self._reader = Thread(target=self._read_ahead, daemon=True)
         if not self._open():
             cure = "close other programs that use it, or try another or --camera synthetic"
             raise EmoError(f"--camera {self.source} could not be opened; {cure}")
         self.fps = next(f for f in (self._capture.get(cv2.CAP_PROP_FPS), 30.0) if 1 <= f <= 240)
         self.frames = max(int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0) or None
+        self.is_webcam = self.is_webcam and not self.frames  # else the address is that of a film
 
     def _open(self):
         waits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, 3000, cv2.CAP_PROP_READ_TIMEOUT_MSEC, 3000]
@@ -71,14 +72,14 @@ class Camera(AbstractContextManager):
 
     def _live_frames(self):
         """Yield the newest frame, or a picture that says that none comes; end after `PATIENCE`."""
-        size, missed = (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH), 0
+        size, seconds, missed = (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH), 0.0, 0
         frame = np.zeros([*(int(self._capture.get(side)) or 480 for side in size), 3], np.uint8)
         self._reader.start()
         while missed < PATIENCE:
             try:
                 (frame, seconds), missed = self._newest.get(timeout=1), 0
             except Empty:
-                frame, seconds, missed = np.zeros_like(frame), time.monotonic(), missed + 1
+                frame, seconds, missed = np.zeros_like(frame), seconds + 1, missed + 1
                 text = f"no picture from the camera ({missed} of {PATIENCE} s)"
                 print(text)
                 write_text(frame, text, (10, 40), len(frame) / 480)
@@ -92,7 +93,7 @@ class Camera(AbstractContextManager):
             if good:
                 with suppress(Empty):
                     self._newest.get_nowait()  # nobody took it in time
-                self._newest.put((frame, time.monotonic()))
+                self._newest.put((frame, time.monotonic() - self._began))
             elif not self._closed.wait(0.5):
                 self._open()
 
@@ -134,8 +135,7 @@ def run_live(pipeline, camera, *, headless=False, record=None, log=None, on_face
     Keys: q quit, v valence–arousal plane, p bars, s screenshot. `record` writes the annotated
     film (VP9), `log` a CSV of numbers. Returns the table of all faces (see `faces_table`).
     """
-    seen, times = [], deque([time.perf_counter()], maxlen=30)  # when frames were shown
-    start, written = None, 0
+    seen, written, times = [], 0, deque([time.perf_counter()], maxlen=30)  # of frames shown
     view = dict.fromkeys(TOGGLES.values(), True) | {"va": pipeline.recognizer.va}
     pause = 0 if camera.is_webcam else 1 / camera.fps  # other frames come at their film's own speed
     frames = tqdm(camera, "Frames", camera.frames, unit="frame", disable=not headless)
@@ -150,8 +150,7 @@ def run_live(pipeline, camera, *, headless=False, record=None, log=None, on_face
                 rate = (len(times) - 1) / max(times[-1] - times[0], 1e-9)
                 view["note"] = "" if headless else f"{rate:.0f} FPS"
                 canvas = draw_overlay(frame, faces, **view) if write or not headless else None
-                start = seconds if start is None else start
-                due = round((seconds - start) * camera.fps) + 1  # a webcam comes as it likes
+                due = round(seconds * camera.fps) + 1  # a webcam's frames come as they like
                 while write and written < due:
                     write(canvas)
                     written += 1

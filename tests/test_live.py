@@ -1,6 +1,7 @@
 import http.server
 import threading
 import time
+from functools import partial
 from itertools import islice
 
 import cv2
@@ -195,7 +196,11 @@ class Stream(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
         self.end_headers()
+        self.server.viewers += 1
         while not self.server.unplugged:
+            if self.server.stalled and self.server.viewers == 1:
+                time.sleep(0.1)
+                continue
             self.server.count += 1
             picture = np.full((240, 320, 3), 3 * self.server.count % 250, np.uint8)
             data = cv2.imencode(".jpg", picture)[1].tobytes()
@@ -215,7 +220,8 @@ class NetworkCamera:
     def plug_in(self):
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", self.port), Stream)
         self.server.handle_error = lambda *_: None  # whoever looked has gone
-        self.server.unplugged, self.server.count = False, 0
+        self.server.unplugged, self.server.stalled = False, False
+        self.server.count = self.server.viewers = 0
         self.port = self.server.server_port
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
@@ -233,11 +239,11 @@ def network_camera():
 
 
 def test_a_slow_viewer_sees_the_newest_frame(network_camera):
-    late = []
+    late, start = [], time.monotonic()
     with Camera(network_camera.address) as camera:
         for frame, at in islice(camera, 6):
             late.append(network_camera.server.count - frame.mean() / 3)
-            assert time.monotonic() - at < 1
+            assert time.monotonic() - start - at < 1
             time.sleep(0.4)  # ten frames pass meanwhile
     assert max(late[1:]) <= 5, "a queue of frames would be ten longer each time"
     assert not camera._reader.is_alive()
@@ -261,6 +267,40 @@ def test_an_unplugged_camera_is_waited_for(network_camera, capsys):
                 break
     assert back == sorted(back) and len(back) == 5, told
     assert told[:2] == [f"no picture from the camera ({i} of 10 s)" for i in (1, 2)]
+
+
+def test_a_stream_that_falls_silent_is_opened_again(network_camera, detector):
+    """As when a phone leaves the network: the connection stays, and nothing comes."""
+    bright = 0
+    with Camera(network_camera.address) as camera:
+        for number, (frame, seconds) in enumerate(islice(camera, 60)):
+            network_camera.server.stalled |= number == 3
+            start = time.monotonic()
+            detector.detect(frame)  # must not wait for the connection
+            assert time.monotonic() - start < 2
+            bright += network_camera.server.viewers == 2 and frame.std() < 2
+            if bright == 5:
+                assert 2 < seconds < 15
+                break
+    assert bright == 5 and number < 30
+    assert not camera._reader.is_alive()
+
+
+def test_a_film_may_have_an_address(film, tmp_path):
+    with film_writer(tmp_path / "film.webm", 5) as write:
+        for frame, _ in film:
+            write(frame)
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with Camera(f"http://127.0.0.1:{server.server_port}/film.webm") as camera:
+            assert not camera.is_webcam and len(list(camera)) == len(film)
+        server.shutdown()
+
+
+def test_a_camera_that_is_not_there():
+    with pytest.raises(EmoError, match="--camera 63 could not be opened"):
+        Camera("63")
 
 
 def test_a_lost_camera_ends_the_demo_with_its_files(
