@@ -116,11 +116,11 @@ def test_on_colab_a_token_file_may_be_uploaded_and_is_not_shown(tmp_path, monkey
     assert "secret" not in capsys.readouterr().out.replace("secret KAGGLE_API_TOKEN", "")
 
 
-@pytest.mark.parametrize("path", PATHS[:5], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_a_folder_on_drive_mounts_it_before_it_is_read(path):
     sources = [c.source for c in cells(path)]
     (mounts,) = [i for i, source in enumerate(sources) if "drive.mount" in source]
-    reads = r"(is_dir|read_dataset|load_data|evaluate|export_run)\("
+    reads = r"(is_dir|read_dataset|load_data|evaluate|export_run|create_recognizer)\("
     first = next(i for i, source in enumerate(sources) if re.search(reads, source))
     assert mounts <= first
     assert sources[mounts].index("drive.mount") < re.search(reads + "|$", sources[mounts]).start()
