@@ -92,16 +92,17 @@ def write_page(notebook, path):
     text = "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
     headings = re.findall(r"^## (.+)$", text.replace("`", ""), re.MULTILINE)
     site = {"title": title_of(notebook), "headings": headings, "lessons": rows, "here": here}
-    page = re.sub(r'href="(0\d_\w+)\.ipynb"', r'href="\1.html"', render(notebook, site))
-    path.write_text(page, "utf-8")
+    path.write_text(render(notebook, site), "utf-8")
 
 
 def write_index(rows, line, folder):
-    """Write index.html to a folder: the course map, how long each lesson took, and the result."""
+    """Write index.html to a folder: course map, how long each lesson took, result and glossary."""
+    words = (HERE / "glossary.md").read_text("utf-8").replace("# Glossary", "## Glossary", 1)
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(words)])
     report = "work/run/report.html"
     site = {"title": "Course map", "lessons": rows, "here": None, "line": line}
     site["report"] = report if (folder / report).is_file() else None
-    (folder / "index.html").write_text(render(nbformat.v4.new_notebook(), site), "utf-8")
+    (folder / "index.html").write_text(render(notebook, site), "utf-8")
 
 
 def render(notebook, site):
@@ -113,7 +114,9 @@ def render(notebook, site):
         exclude_input_prompt=True,
         exclude_output_prompt=True,
     )
-    return exporter.from_notebook_node(notebook, resources={"site": site})[0]
+    page, _ = exporter.from_notebook_node(notebook, resources={"site": site})
+    page = page.replace('href="glossary.md"', 'href="index.html#Glossary"')
+    return re.sub(r'href="(0\d_\w+)\.ipynb"', r'href="\1.html"', page)
 
 
 def describe_figures(notebook):
