@@ -12,8 +12,8 @@ course: $(READY)  ## run the six notebooks: make course [ARCHIVE=some.zip]
 
 class: course  ## for teachers: every lesson then opens by itself, and without a network
 	@mkdir -p data outputs
-	@test -e data/course || cp -r $(CURDIR)/build/course/work/data data/course
-	@test -e outputs/course || cp -r $(CURDIR)/build/course/work/run outputs/course
+	@test -e data/course || cp -r build/course/work/data data/course
+	@test -e outputs/course || cp -r build/course/work/run outputs/course
 	@$(BIN)/python -c "from emo import create_model; create_model()" >/dev/null || \
 	  echo "ImageNet weights could not be fetched: set pretrained = False in lesson 03"
 	@echo "Ready: $(BIN)/jupyter lab notebooks"

@@ -21,7 +21,7 @@ def audit(manifest, root):
 
     `fault` is "" or says why it can't be used, `mode` is Pillow's (RGB, L …). `duplicate_of` names
     the first image with the same pixels, `near_duplicate_of` an earlier look-alike; `leaks`: that
-    one is in another split; `relabelled`: it, and `folder_disagrees`: the folder, says otherwise.
+    one is in another split; `relabelled`: has another emotion; `folder_disagrees`: the folder has.
     """
     paths = [Path(root) / path for path in manifest["image_path"]]
     looks = thread_map(_look, paths, desc="Checking images", unit="image")
