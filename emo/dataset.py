@@ -1,6 +1,7 @@
 """Splits, packed images, batches and augmentation. Explained in notebooks/02 and 03."""
 
 import hashlib
+import io
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock
+from PIL import Image
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
@@ -61,13 +63,17 @@ def split_manifest(manifest, seed=0):
 
 
 def decode(path, flags=cv2.IMREAD_COLOR):
-    """Read an image as BGR uint8 (H, W, 3), upright; None when it is unreadable or cut off."""
+    """Read an image as BGR uint8 (H, W, 3), upright; None when it is unreadable or cut off.
+
+    One of more than 179 million pixels is not read: a small file may claim to be that large.
+    """
     try:
         data = Path(path).read_bytes()  # cv2.imread fails on non-ASCII paths on Windows
         cut_off = data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
         whole = data and not cut_off  # a JPEG ends (FF D9) after its last scan (FF DA)
-        return cv2.imdecode(np.frombuffer(data, np.uint8), flags) if whole else None
-    except (OSError, cv2.error):
+        with Image.open(io.BytesIO(data)):  # reads the size alone, and refuses a bomb
+            return cv2.imdecode(np.frombuffer(data, np.uint8), flags) if whole else None
+    except Exception:  # both raise whatever the damage leads to
         return None
 
 

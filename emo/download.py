@@ -21,7 +21,7 @@ import requests
 from tqdm.auto import tqdm
 
 from emo import EmoError
-from emo.files import atomic_path, read_json, user_cache, write_json
+from emo.files import atomic_path, claim, read_json, user_cache, write_json
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 MARKER = ".emo-source.json"  # inside an unpacked folder: where its files come from
@@ -43,7 +43,7 @@ def download_kaggle(dataset="noamsegal/affectnet-training-data", dest="data/affe
         return dest
     if not (credentials := _kaggle_credentials()):
         raise EmoError(f"no Kaggle token was found.\n{KAGGLE_STEPS}")
-    with _clear_errors(dest):
+    with _clear_errors(dest), claim(dest):
         part = _fetch_patiently(dataset, credentials, dest.resolve())
         try:
             return unpack_archive(part, dest, origin=origin)
@@ -62,13 +62,11 @@ def unpack_archive(archive, dest, *, origin=None):
     Raises `EmoError` if it is unsafe, damaged or imageless; a `dest` that holds it stays as it is.
     """
     archive, dest, target = Path(archive), Path(dest), Path(dest).resolve()
-    with _clear_errors(dest), _open_zip(archive) as bundle, open(archive, "rb") as file:
+    with _clear_errors(dest), claim(dest), _open_zip(archive) as bundle, archive.open("rb") as file:
         members = _safe_members(bundle, archive)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         if _holds_already(dest, archive.name, "sha256", digest):
             return dest
-        for killed in target.parent.glob(f".{target.stem}-*{target.suffix}/{MARKER}"):
-            shutil.rmtree(killed.parent, ignore_errors=True)
         _require_space(target, sum(-(-m.file_size // 4096) * 4096 for m in members.values()))
         with atomic_path(target, folder=True) as folder:
             source = {"origin": origin or archive.name, "sha256": digest, "files": len(members)}

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from emo import EmoError, metrics, plots
 from emo.emotions import EMOTIONS, PROBABILITY_COLUMNS
-from emo.files import atomic_path, read_json, write_json
+from emo.files import atomic_path, claim, read_json, write_json
 from emo.recipes import TrainConfig
 from emo.recognize import NOT_SURE, create_recognizer
 from emo.runs import TEMPLATES, WORDS, load_data, read_config, read_manifest
@@ -52,16 +52,18 @@ def evaluate(
         other_va = read_json(Path(against) / "metrics.json")["va"]
     taught = read_manifest(Path(run) / "manifest.csv").query("split == 'train'") if run else None
     folder = Path(output_dir or run or Path(model).parent)
-    predictions = predict_dataset(recognizer, part, split, by=by)
     va = min(va_state(part.manifest), recognizer.va, key=("none", "derived", "annotated").index)
-    numbers = compute_metrics(predictions, taught, va=va, temperature=recognizer.temperature, by=by)
-    if against is not None:
-        va = va if va == other_va else "none"
-        numbers["against"] = {"run": str(against)} | compare(predictions, other, va=va)
-    with atomic_path(folder / "predictions.csv") as temporary:
-        predictions.to_csv(temporary, index=False)
-    write_json(folder / "metrics.json", numbers)
-    write_report(folder, predictions, numbers, recognizer.config, part)
+    options = {"va": va, "temperature": recognizer.temperature, "by": by}
+    with claim(folder):
+        predictions = predict_dataset(recognizer, part, split, by=by)
+        numbers = compute_metrics(predictions, taught, **options)
+        if against is not None:
+            va = va if va == other_va else "none"
+            numbers["against"] = {"run": str(against)} | compare(predictions, other, va=va)
+        with atomic_path(folder / "predictions.csv") as temporary:
+            predictions.to_csv(temporary, index=False)
+        write_json(folder / "metrics.json", numbers)
+        write_report(folder, predictions, numbers, recognizer.config, part)
     return numbers
 
 

@@ -68,16 +68,17 @@ def export_run(run, formats=tuple(FILES)):
         fault += f" agrees on {row['agreement']:.1%} of the faces only"
         raise EmoError(f"{fault}: not written; please report this")
 
-    for name in [name for name in FILES if name in formats]:
-        try:
-            with files.atomic_path(folder / FILES[name]) as path:
-                rows.append(write_int8(path) if name == "int8" else write_exact(name, path))
-        except NoTwinError as refusal:
-            if set(formats) == {"keras"}:
-                raise
-            print(f"{FILES[name]} was left out: {refusal}")
-    rows = [row | {"speed_up": rows[0]["median_ms"] / row["median_ms"]} for row in rows]
-    files.write_json(folder / "export.json", {"reference": "pytorch", "formats": rows})
+    with files.claim(folder):
+        for name in [name for name in FILES if name in formats]:
+            try:
+                with files.atomic_path(folder / FILES[name]) as path:
+                    rows.append(write_int8(path) if name == "int8" else write_exact(name, path))
+            except NoTwinError as refusal:
+                if set(formats) == {"keras"}:
+                    raise
+                print(f"{FILES[name]} was left out: {refusal}")
+        rows = [row | {"speed_up": rows[0]["median_ms"] / row["median_ms"]} for row in rows]
+        files.write_json(folder / "export.json", {"reference": "pytorch", "formats": rows})
     return pd.DataFrame(rows).set_index("format")
 
 

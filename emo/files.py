@@ -5,8 +5,12 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from emo import EmoError
 
@@ -19,7 +23,7 @@ def atomic_path(path, folder=False):
     """
     path = Path(os.path.abspath(path))  # even "." has a name
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}.part{path.suffix}")
     (temporary.mkdir if folder else temporary.touch)()  # refused here, before the work
     try:
         yield temporary
@@ -28,6 +32,29 @@ def atomic_path(path, folder=False):
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True) if folder else temporary.unlink(True)
+
+
+@contextmanager
+def claim(folder):
+    """Own `folder` during the block: remove what a killed process left half written there.
+
+    Raises `EmoError` while another process owns it.
+    """
+    folder = Path(folder).resolve()
+    name = hashlib.sha256(f"{Path.home()} {folder}".encode()).hexdigest()[:16]
+    # The lock lies on this machine's own disk: network disks may know none.
+    lock = FileLock(Path(tempfile.gettempdir(), f"emo-{name}.lock"), is_singleton=True)
+    try:
+        held = lock.acquire(timeout=0)
+    except Timeout:
+        fault = f"another process is working on {folder}"
+        raise EmoError(f"{fault}; wait for it, or choose another folder") from None
+    with held:
+        half = f"-{'[0-9a-f]' * 8}.part"
+        beside = folder.parent.glob(f".{escape(folder.stem)}{half}{escape(folder.suffix)}")
+        for left in [*beside, *folder.glob(f".*{half}*")]:
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(True)
+        yield
 
 
 def write_json(path, value):

@@ -94,7 +94,7 @@ def load_torch(path):
     except pickle.UnpicklingError as error:
         why = f"is no file of plain weights and could run code ({str(error).splitlines()[0]})"
         raise EmoError(f"{path} {why}; use a file that `emo train` wrote") from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+    except Exception as error:  # whatever the damage leads to
         raise EmoError(f"{path} is damaged or no PyTorch file ({error}); write it again") from error
 
 

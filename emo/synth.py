@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from emo import EmoError
 from emo.emotions import CLASS_MEAN_VA, EMOTIONS, emotion_id
-from emo.files import atomic_path
+from emo.files import atomic_path, claim
 from emo.portrait import FACE, render, true_box
 
 ACTION_UNITS = tuple(FACE["action_units"])
@@ -68,7 +68,7 @@ def write_dataset(dest, count, seed=0, size=96, frontal=False):
         (folder / path).write_bytes(image.tobytes())
         return {"image_path": path} | face
 
-    with atomic_path(dest, folder=True) as folder:
+    with claim(dest), atomic_path(dest, folder=True) as folder:
         (folder / "images").mkdir()
         pool = Parallel(-1 if count > 400 else 1, batch_size=16, return_as="generator")
         rows = pool(delayed(write)(index) for index in range(count))

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from emo import EmoError, emotions, faces, metrics, recipes, recognize, runs, sources
 from emo.dataset import augment, make_loader, normalise
+from emo.files import claim
 from emo.losses import MultiTaskLoss, multitask_loss
 from emo.model import EmotionOutput, create_model, load_model
 
@@ -29,33 +30,34 @@ def fit(config, *, resume=False, on_epoch=None):
     called with the history so far. Ctrl-C ends training and keeps the best model so far.
     """
     _check(config)
-    folder, state = runs.open_run(config, resume)
     accelerator = make_accelerator()
-    with accelerator.main_process_first():  # the others then find the pack
-        manifest = runs.load_manifest(config, folder)
-        dataset, colour = runs.pack(config, manifest)
-    run = Training(config, dataset, colour, accelerator, state)
     leader = accelerator.is_main_process
-    if leader and not run.finished:
-        print(run.describe(), flush=True)
-    try:
-        while not run.finished:
-            run.run_epoch()
-            if leader:
-                runs.save_epoch(folder, config, manifest, run.state_dict())
-                print(runs.WORDS.epoch(run.history[-1], config).strip(), flush=True)
-                if on_epoch is not None:
-                    on_epoch(pd.DataFrame(run.history))
-    except KeyboardInterrupt:
-        if not run.history or accelerator.num_processes > 1:  # others may wait in mid-step
-            raise
-        print(f"interrupted; keeping the best model, of epoch {run.best['epoch']}")
-    except (RuntimeError, MemoryError) as error:
-        raise _out_of_memory(error, config) or error from None
-    model = run.finish()
-    if leader:
-        runs.save_model(folder, config, model, run.state_dict())
-        print(f"wrote {folder}; next: python -m emo evaluate --run {folder}")
+    with claim(config.output_dir) if leader else nullcontext():
+        folder, state = runs.open_run(config, resume)
+        with accelerator.main_process_first():  # the others then find the pack
+            manifest = runs.load_manifest(config, folder)
+            dataset, colour = runs.pack(config, manifest)
+        run = Training(config, dataset, colour, accelerator, state)
+        if leader and not run.finished:
+            print(run.describe(), flush=True)
+        try:
+            while not run.finished:
+                run.run_epoch()
+                if leader:
+                    runs.save_epoch(folder, config, manifest, run.state_dict())
+                    print(runs.WORDS.epoch(run.history[-1], config).strip(), flush=True)
+                    if on_epoch is not None:
+                        on_epoch(pd.DataFrame(run.history))
+        except KeyboardInterrupt:
+            if not run.history or accelerator.num_processes > 1:  # others may wait in mid-step
+                raise
+            print(f"interrupted; keeping the best model, of epoch {run.best['epoch']}")
+        except (RuntimeError, MemoryError) as error:
+            raise _out_of_memory(error, config) or error from None
+        model = run.finish()
+        if leader:
+            runs.save_model(folder, config, model, run.state_dict())
+            print(f"wrote {folder}; next: python -m emo evaluate --run {folder}")
     return pd.DataFrame(run.history)
 
 
