@@ -23,7 +23,7 @@ test: $(READY)  ## the fast tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: $(READY)  ## browser, window, Colab and real faces
-	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest -m slow --durations 12
 
 lint: $(READY)
 	@$(BIN)/ruff check
