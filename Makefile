@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 EXTRAS := notebook,keras,dev
+RESULT := build/course/work
 
 .PHONY: course class test slow lint setup badges clean
 
@@ -12,8 +13,8 @@ course: $(READY)  ## run the six notebooks: make course [ARCHIVE=some.zip]
 
 class: course  ## for teachers: every lesson then opens by itself, and without a network
 	@mkdir -p data outputs
-	@test -e data/course || cp -r build/course/work/data data/course
-	@test -e outputs/course || cp -r build/course/work/run outputs/course
+	@test -e data/course || cp -r $(RESULT)/data data/course
+	@test -e outputs/course || cp -r $(RESULT)/run outputs/course
 	@$(BIN)/python -c "from emo import create_model; create_model()" >/dev/null || \
 	  echo "ImageNet weights could not be fetched: set pretrained = False in lesson 03"
 	@echo "Ready: $(BIN)/jupyter lab notebooks"
