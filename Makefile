@@ -15,7 +15,7 @@ class: course  ## for teachers: every lesson then opens by itself, and without a
 	@mkdir -p data outputs
 	@test -e data/course || cp -r $(RESULT)/data data/course
 	@test -e outputs/course || cp -r $(RESULT)/run outputs/course
-	@$(BIN)/python -c "from emo import create_model; create_model()" >/dev/null || \
+	@$(BIN)/python -c "from emo import create_model; create_model()" >/dev/null 2>&1 || \
 	  echo "ImageNet weights could not be fetched: set pretrained = False in lesson 03"
 	@echo "Ready: $(BIN)/jupyter lab notebooks"
 
