@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 EXTRAS := notebook,keras,dev
+RESULT := build/course/work
 
 .PHONY: course class test slow lint setup badges clean
 
@@ -12,9 +13,9 @@ course: $(READY)  ## run the six notebooks: make course [ARCHIVE=some.zip]
 
 class: course  ## for teachers: every lesson then opens by itself, and without a network
 	@mkdir -p data outputs
-	@test -e data/course || cp -r build/course/work/data data/course
-	@test -e outputs/course || cp -r build/course/work/run outputs/course
-	@$(BIN)/python -c "from emo import create_model; create_model()" >/dev/null || \
+	@test -e data/course || cp -r $(RESULT)/data data/course
+	@test -e outputs/course || cp -r $(RESULT)/run outputs/course
+	@$(BIN)/python -c "from emo import create_model; create_model()" >/dev/null 2>&1 || \
 	  echo "ImageNet weights could not be fetched: set pretrained = False in lesson 03"
 	@echo "Ready: $(BIN)/jupyter lab notebooks"
 
@@ -23,7 +24,7 @@ test: $(READY)  ## the fast tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: $(READY)  ## browser, window, Colab and real faces
-	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest -m slow --durations 12
 
 lint: $(READY)
 	@$(BIN)/ruff check

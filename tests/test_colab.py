@@ -211,7 +211,7 @@ def test_upload_and_drive_on_the_other_opencv(twin, first):
     shutil.make_archive(twin.base / "drive" / "MyDrive" / "faces", "zip", faces)
     archive = "/content/drive/MyDrive/faces.zip"
     shown = run_lesson(twin, "01", archive=archive, data_dir="data/drive")
-    assert "64 labelled faces" in output_of(shown, "if archive.startswith")
+    assert "64 labelled faces" in output_of(shown, 'if choice == "archive"')
 
 
 @pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
