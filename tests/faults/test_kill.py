@@ -143,4 +143,7 @@ def test_the_second_run_into_a_folder_is_refused(config, tmp_path):
     first.kill()
     first.join()
     assert isinstance(config, TrainConfig) and os.path.exists(tmp_path / "run" / "last.pth")
-    fit(dataclasses.replace(config, epochs=pd.read_csv(tmp_path / "run/history.csv").epoch.max()), resume=True)
+    fit(
+        dataclasses.replace(config, epochs=pd.read_csv(tmp_path / "run/history.csv").epoch.max()),
+        resume=True,
+    )

@@ -41,7 +41,9 @@ def test_command(words, expected, run, face_model, offline, tmp_path):
     home, work = tmp_path / "home", tmp_path / "work"
     for folder in (home, work, tmp_path / "tmp"):
         folder.mkdir()
-    cv2.imwrite(str(work / "photo.jpg"), synth.render(synth.sample("Happy", seed=4, frontal=True), 480))
+    cv2.imwrite(
+        str(work / "photo.jpg"), synth.render(synth.sample("Happy", seed=4, frontal=True), 480)
+    )
     before = written(tmp_path)
     env = os.environ | {"HOME": str(home), "TMPDIR": str(tmp_path / "tmp")}
     env |= {"EMO_FACE_MODEL": str(face_model), "XDG_CACHE_HOME": str(home / "cache")}

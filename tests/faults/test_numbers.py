@@ -39,7 +39,10 @@ def test_the_same_faces_in_every_process_and_python(tmp_path):
         venv = tmp_path / version
         sh(UV, "venv", "-q", "--python", find_python(version), venv)
         sh(UV, *"pip install -q --python".split(), venv / "bin" / "python", *wanted)
-        env = os.environ | {"PYTHONPATH": str(Path(synth.__file__).parents[1]), "PYTHONHASHSEED": version[2:]}
+        env = os.environ | {
+            "PYTHONPATH": str(Path(synth.__file__).parents[1]),
+            "PYTHONHASHSEED": version[2:],
+        }
         command = [venv / "bin" / "python", "-c", DIGEST, tmp_path / f"faces{version}"]
         digests.add(subprocess.run(command, env=env, check=True, capture_output=True).stdout)
     here = [sys.executable, "-c", DIGEST, tmp_path / "here"]
