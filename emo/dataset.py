@@ -193,9 +193,12 @@ def pack_images(manifest, root, image_size, pack=True):
     with FileLock(target.with_suffix(".lock")):  # makes its folder; a second process waits
         if not (target.is_file() and target.with_suffix(".json").is_file()):
             _write_pack(target, root, paths, image_size)
-    facts = read_json(target.with_suffix(".json"))
-    images = np.load(target, mmap_mode="r")
-    readable = np.delete(np.arange(len(paths)), facts["unreadable"])
+    try:
+        facts = read_json(target.with_suffix(".json"))
+        images = np.load(target, mmap_mode="r").reshape(len(paths), image_size, image_size, 3)
+        readable = np.delete(np.arange(len(paths)), facts["unreadable"])
+    except Exception as error:  # whatever the damage leads to
+        raise EmoError(f"{target} is damaged ({error}); delete it, it is made again") from error
     if not len(readable):
         raise EmoError(f"none of the {len(paths)} images in {root} is readable; get them again")
     kept = manifest.iloc[readable].reset_index(drop=True)

@@ -17,7 +17,7 @@ from emo.files import atomic_path, claim, read_json, write_json
 from emo.recipes import TrainConfig
 from emo.recognize import NOT_SURE, create_recognizer
 from emo.runs import TEMPLATES, WORDS, load_data, read_config, read_manifest
-from emo.sources import VA, annotated_rows, va_state
+from emo.sources import VA, annotated_rows, read_table, va_state
 from emo.train import combined_score
 
 PREDICTED_VA = [f"pred_{name}" for name in VA]
@@ -49,7 +49,7 @@ def evaluate(
         raise EmoError(f"the data has no column {by!r} to compare groups by; it has {columns}")
     if against is not None:  # a missing one is said before the work
         other = read_predictions(Path(against) / "predictions.csv")
-        other_va = read_json(Path(against) / "metrics.json")["va"]
+        other_va = read_json(Path(against) / "metrics.json").get("va", "none")
     taught = read_manifest(Path(run) / "manifest.csv").query("split == 'train'") if run else None
     folder = Path(output_dir or run or Path(model).parent)
     va = min(va_state(part.manifest), recognizer.va, key=("none", "derived", "annotated").index)
@@ -90,7 +90,7 @@ def read_predictions(path):
     """Read and check a predictions table."""
     if not Path(path).is_file():
         raise EmoError(f"{path} does not exist; run: python -m emo evaluate --run {path.parent}")
-    return _checked(pd.read_csv(path), path)
+    return _checked(read_table(Path(path), ()), path)
 
 
 def compute_metrics(

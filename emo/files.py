@@ -64,12 +64,12 @@ def write_json(path, value):
 
 
 def read_json(path):
-    """Read a JSON file; raise `EmoError` with its name when it is missing or damaged."""
+    """Read a JSON object; raise `EmoError` with its name when it is missing or damaged."""
     try:
-        return json.loads(Path(path).read_text("utf-8"))
+        return dict(json.loads(Path(path).read_text("utf-8")).items())
     except FileNotFoundError:
         raise EmoError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:  # a list has no items
         raise EmoError(f"{path} is not readable as JSON ({error}); write it again") from None
 
 

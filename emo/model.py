@@ -102,13 +102,14 @@ def load_model(path):
     """Rebuild the model of a `best_model.pth`, `last.pth` or `model_weights.pth`, in eval mode."""
     saved = load_torch(path)
     state = saved.get("model", saved) if isinstance(saved, dict) else {}
-    config = state.get("_extra_state")
-    if not isinstance(config, dict) or not {"backbone", "classes"} <= set(config):
+    config = state.get("_extra_state") if isinstance(state, dict) else None
+    kinds = {"backbone": str, "classes": list}
+    if not isinstance(config, dict) or any(type(config.get(n)) is not k for n, k in kinds.items()):
         raise EmoError(f"{path} holds no emo model (no config inside); train one: emo train …")
     model = create_model(config["backbone"], len(config["classes"]), pretrained=False)
     try:
         model.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, AttributeError) as error:
         why = f"do not fit a {config['backbone']} ({str(error).splitlines()[-1].strip()})"
         raise EmoError(f"the weights in {path} {why}; use a file that `emo train` wrote") from error
     return model.eval()

@@ -1,7 +1,7 @@
 """The folder of one training: what is read from it, written to it and said of it."""
 
 import dataclasses
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, select_autoescape
@@ -40,13 +40,29 @@ def read_config(run):
     path = Path(run) / "config.json"
     if not path.is_file():
         raise EmoError(f"{run} is no run folder (no config.json); train one: python -m emo train")
-    known = TrainConfig.__dataclass_fields__
-    return TrainConfig(**{name: value for name, value in read_json(path).items() if name in known})
+    known, kinds = (
+        TrainConfig.__dataclass_fields__,
+        {float: (int, float), type(None): (str, type(None))},
+    )
+    saved = {name: value for name, value in read_json(path).items() if name in known}
+    for name, value in saved.items():
+        usual = type(known[name].default)
+        if not isinstance(value, kinds.get(usual, usual)) or (
+            name == "recipe" and value not in RECIPES
+        ):
+            raise EmoError(f"{path} holds an impossible {name}: {str(value)[:60]}; train anew")
+    return TrainConfig(**saved)
 
 
 def read_manifest(path):
-    """Read the manifest of a run folder."""
-    return pd.read_csv(path, dtype={"split": str, "group": str, "image_path": str})
+    """Read the manifest of a run folder; raise `EmoError` if it is no longer as it was written."""
+    words = dict.fromkeys(("image_path", "split", "group"), str)
+    table = sources.read_table(path, ("image_path", "emotion", *sources.VA, "split"), dtype=words)
+    manifest = sources.check_labels(table, path)
+    away = [p for p in map(PurePath, manifest["image_path"]) if p.is_absolute() or ".." in p.parts]
+    if away:
+        raise EmoError(f"{path} names {away[0]}, which lies outside the data folder; train anew")
+    return manifest
 
 
 def load_manifest(config, folder=None):

@@ -51,7 +51,7 @@ def read_dataset(root, layout=None, *, labels="label", class_order=None, quarant
         raise EmoError(f"{root} has no list of labels of the {layout} layout; leave out --layout")
     order = class_order if layout in ("csv", "folders") else None
     table = _tidy(pd.concat(tables, ignore_index=True), order)
-    manifest = _check_labels(table[table[WHY].isna()].drop(columns=WHY), root)
+    manifest = check_labels(table[table[WHY].isna()].drop(columns=WHY), root)
     if not class_order and layout == "csv":
         _check_order(manifest, root)
     kept, why = _drop_unusable(manifest, found, base, root, quarantined)
@@ -123,13 +123,13 @@ def _lists(base):
 
 def _read_csv(path, found, options):
     """The contract: labels.csv, or one file for each of train, val and test."""
-    table = _table(path, ("image_path", "emotion"))
+    table = read_table(path, ("image_path", "emotion"))
     return table.assign(split=SPLITS[path.stem.lower()]) if path.stem != "labels" else table
 
 
 def _read_kaggle(path, found, options):
     """Kaggle's set: a model made `label`, AffectNet the folders; `relFCs` is no confidence."""
-    table = _table(path, ("pth", "label"))
+    table = read_table(path, ("pth", "label"))
     parents = [PurePosixPath(str(path).replace("\\", "/")).parent.name for path in table["pth"]]
     folder = pd.Series([name if emotions.is_emotion_name(name) else None for name in parents])
     names = folder if options["labels"] == "folder" else table["label"]
@@ -140,7 +140,7 @@ def _read_kaggle(path, found, options):
 def _read_ferplus(path, found, options):
     """FER+: the largest of ten vote counts; rows most called "unknown" or "no face" drop out."""
     names = [*emotions.CLASS_ORDERS["ferplus"], "unknown", "not a face"]
-    table, part = _table(path, map(str, range(12)), header=None), path.parent.name
+    table, part = read_table(path, map(str, range(12)), header=None), path.parent.name
     counts = table[[str(i) for i in range(2, 12)]].apply(pd.to_numeric, errors="coerce")
     counts = counts.where((counts >= 0) & (counts < np.inf)).set_axis(names, axis=1)
     largest = counts.fillna(-1).idxmax(axis=1)  # ties go to the file's first column
@@ -158,7 +158,7 @@ def _read_2017(path, found, options):
     """AffectNet 2017 lists, with or without header, made by hand or by a model (`automatic`)."""
     named = "subDirectory_filePath" in _header(path)
     columns = ["subDirectory_filePath", "expression", *VA] if named else ["0", "6", "7", "8"]
-    table = _table(path, columns, 0 if named else None)[columns]
+    table = read_table(path, columns, 0 if named else None)[columns]
     table.columns = ["image_path", "emotion", *VA]
     automatic = "auto" in path.stem.lower()
     # The same list fits every tree: a folder's number and a file's name identify an image.
@@ -252,14 +252,15 @@ def _header(path):
     if not path.is_file():
         return set()
     with open(path, encoding="utf-8-sig", errors="replace") as file:
-        return {cell.strip().strip('"') for cell in file.readline().split(",")}
+        return {cell.strip().strip('"') for cell in file.readline(100_000).split(",")}
 
 
-def _table(path, columns, header=0):
+def read_table(path, columns, header=0, dtype=None):
     """Read a CSV file whole; refuse one from which pandas would lose a cell or a row."""
     try:
         with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
-            table = pd.read_csv(path, header=header, index_col=False, low_memory=False)
+            options = {"header": header, "dtype": dtype, "low_memory": False}
+            table = pd.read_csv(path, index_col=False, **options)
         lines = sum(1 for line in path.read_bytes().splitlines() if line.strip())
         if lines != len(table) + (header == 0):
             raise ValueError(f"{lines} lines give {len(table)} rows: a stray quotation mark?")
@@ -297,7 +298,7 @@ def _tidy(manifest, order):
     return manifest[list(dict.fromkeys(["image_path", "emotion", *VA, *manifest]))]
 
 
-def _check_labels(manifest, root):
+def check_labels(manifest, root):
     """Return the manifest with labels as numbers, or name every column that holds others."""
     expected = {"emotion": "0–7 in AffectNet's order"} | dict.fromkeys(VA, "−1 to 1")
     expected |= dict.fromkeys(emotions.PROBABILITY_COLUMNS, "0 to 1 (shares of the votes)")
@@ -340,7 +341,7 @@ def _drop_unusable(manifest, found, base, root, quarantined):
     within = f"{base.relative_to(root).as_posix()}/".removeprefix("./")
     manifest = manifest.assign(image_path=within + manifest["image_path"])
     if not quarantined and (path := work_folder(root) / QUARANTINE).is_file():
-        listed = _table(path, ("image_path", "reason", "bytes")).set_index("image_path")
+        listed = read_table(path, ("image_path", "reason", "bytes")).set_index("image_path")
         listed = listed[listed.index.isin(manifest["image_path"][why.isna()])]
         # An image that was replaced since, and so has another size, gets a new chance.
         same = [(root / image).stat().st_size == size for image, size in listed["bytes"].items()]

@@ -132,9 +132,13 @@ class Training:
         self.parts |= schedules | ({"scaler": accelerator.scaler} if accelerator.scaler else {})
         self.epoch, self.steps, self.history = 0, 0, []
         self.best = {"score": -math.inf, "epoch": 0, "model": None}
-        for name, part in self.parts.items() if state else ():
-            part.load_state_dict(state[name])
-        vars(self).update({name: state[name] for name in PLAIN} if state else {})
+        try:
+            for name, part in self.parts.items() if state else ():
+                part.load_state_dict(state[name])
+            vars(self).update({name: state[name] for name in PLAIN} if state else {})
+        except Exception as error:  # whatever a state of something else leads to
+            fault = f"{config.output_dir}/last.pth is no state of this run ({error})"
+            raise EmoError(f"{fault}; start anew in another --output-dir") from error
 
     def run_epoch(self):
         """Train and validate; step the schedule, keep the best weights, add a history row."""

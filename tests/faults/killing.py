@@ -12,18 +12,14 @@ context.set_forkserver_preload(["emo.cli", "emo.train", "emo.export", "emo.evalu
 
 
 def start(function, *args):
-    process = context.Process(target=_run, args=(function, args))
+    process = context.Process(target=function, args=args)
     process.start()
     return process
 
 
-def _run(function, args):
-    os.environ["OMP_NUM_THREADS"] = "1"
-    function(*args)
-
-
 def seconds(function, *args):
     """Run to the end and say how long it took."""
+    start(os.getpid).join(300)  # the server has imported everything
     began, process = time.monotonic(), start(function, *args)
     process.join(300)
     assert process.exitcode == 0, f"exit code {process.exitcode}"
@@ -39,8 +35,7 @@ def kill_at_random(function, *args, longest, moments=20, seed=0):
     for wait in np.random.default_rng(seed).uniform(0, longest, moments):
         process = start(function, *args)
         process.join(wait)
-        if process.is_alive():
-            process.kill()
+        process.kill()
         process.join()
         assert process.exitcode in (0, -9), f"exit code {process.exitcode}"
         hits += process.exitcode == -9
