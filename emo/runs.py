@@ -59,8 +59,8 @@ def read_manifest(path):
     words = dict.fromkeys(("image_path", "split", "group"), str)
     table = sources.read_table(path, ("image_path", "emotion", *sources.VA, "split"), dtype=words)
     manifest = sources.check_labels(table, path)
-    away = [p for p in map(PurePath, manifest["image_path"]) if p.is_absolute() or ".." in p.parts]
-    if away:
+    paths = map(PurePath, manifest["image_path"].fillna(".."))
+    if away := [path for path in paths if path.is_absolute() or ".." in path.parts]:
         raise EmoError(f"{path} names {away[0]}, which lies outside the data folder; train anew")
     return manifest
 

@@ -307,7 +307,7 @@ def check_labels(manifest, root):
         values = pd.to_numeric(manifest[name], errors="coerce").astype(float)
         low, high = {"emotion": (-1, 7)}.get(name, (-1 if name in VA else 0, 1))
         good = values.between(low, high) & ((name != "emotion") | (values % 1 == 0))
-        wrong = ~good & manifest[name].notna()
+        wrong = ~good & (manifest[name].notna() | (name == "emotion"))
         if wrong.any():
             value, path = manifest.loc[wrong.idxmax(), [name, "image_path"]]
             value = f"{value:g}" if isinstance(value, float) else value

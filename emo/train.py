@@ -133,9 +133,9 @@ class Training:
         self.epoch, self.steps, self.history = 0, 0, []
         self.best = {"score": -math.inf, "epoch": 0, "model": None}
         try:
-            for name, part in self.parts.items() if state else ():
+            for name, part in self.parts.items() if state is not None else ():
                 part.load_state_dict(state[name])
-            vars(self).update({name: state[name] for name in PLAIN} if state else {})
+            vars(self).update({name: state[name] for name in PLAIN if state is not None})
         except Exception as error:  # whatever a state of something else leads to
             fault = f"{config.output_dir}/last.pth is no state of this run ({error})"
             raise EmoError(f"{fault}; start anew in another --output-dir") from error

@@ -258,7 +258,7 @@ def test_no_file_runs_code(run, tmp_path):
     work.mkdir()
     (work / "model_config.json").write_text(config)
     torch.save({"model": Payload(mark)}, work / "model.pth")
-    lambda_layer(work / "model.h5", mark)
+    lambda_layer(work / "model.h5", str(mark))
     mark.unlink(missing_ok=True)  # building the layer has called it
     (tmp_path / "secret").write_bytes(bytes(16))
     weight = onnx.TensorProto(name="w", data_type=1, dims=[4], data_location=1)
