@@ -88,7 +88,8 @@ def export_to_torchscript(model, path, device="cpu"):
     extra = {"model_config.json": json.dumps(model.config)}
     with files.atomic_path(path) as temporary, warnings.catch_warnings(action="ignore"):
         traced = torch.jit.trace(model, face)  # deprecated, but many runtimes read it
-        torch.jit.save(traced, str(temporary), _extra_files=extra)
+        # In memory first: on a full disk, PyTorch would end the whole process.
+        temporary.write_bytes(traced.save_to_buffer(_extra_files=extra))
     return Path(path)
 
 

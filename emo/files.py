@@ -1,5 +1,6 @@
 """Write files whole or not at all: to a temporary name beside the target, then rename."""
 
+import errno
 import hashlib
 import json
 import os
@@ -14,22 +15,30 @@ from filelock import FileLock, Timeout
 
 from emo import EmoError
 
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
 
 @contextmanager
 def atomic_path(path, folder=False):
     """Yield a temporary file or folder beside `path`; rename it to `path` if the block succeeds.
 
-    The temporary name keeps the suffix, because writers such as `np.save` and `cv2` look at it.
+    Raises `EmoError` where the disk is full or must not be written. The temporary name keeps the
+    suffix, because writers such as `np.save` and `cv2` look at it.
     """
     path = Path(os.path.abspath(path))  # even "." has a name
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}.part{path.suffix}")
-    (temporary.mkdir if folder else temporary.touch)()  # refused here, before the work
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (temporary.mkdir if folder else temporary.touch)()  # refused here, before the work
         yield temporary
         if folder and path.is_dir():
             path.rmdir()  # raises when it is not empty: nothing of the user's is overwritten
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        fault = f"{path} could not be written ({error.strerror})"
+        raise EmoError(f"{fault}; make room, or choose a folder that can be written") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True) if folder else temporary.unlink(True)
 

@@ -99,9 +99,9 @@ def save_epoch(folder, config, manifest, state):
         with atomic_path(folder / "history.csv") as temporary:
             pd.DataFrame(state["history"]).to_csv(temporary, index=False)
         save_torch(state, folder / "last.pth")  # last: from it on, the epoch is not repeated
-    except OSError as error:
-        fault = f"epoch {state['epoch']} could not be saved in {folder} ({error.strerror})"
-        raise EmoError(f"{fault}; make room and go on from the epoch before: --resume") from error
+    except EmoError as error:
+        fault = f"epoch {state['epoch']} is not saved: {error}"
+        raise EmoError(f"{fault}; then go on from the epoch before: --resume") from error
 
 
 def save_model(folder, config, model, state):

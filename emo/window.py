@@ -1,6 +1,7 @@
 """The live demo outside the notebook: an OpenCV window, or a film without one."""
 
 import os
+import shutil
 import sys
 import time
 from collections import deque
@@ -24,6 +25,7 @@ DRAWN = Path(__file__).with_name("assets") / "face.webm"  # emo synth --dest emo
 WINDOW = "emo"
 TOGGLES = {"v": "plane", "p": "bars"}  # key → part of the overlay
 PATIENCE = 10  # seconds that a lost camera is waited for
+ROOM = 5_000_000  # bytes left free by a film, which OpenCV would else cut off without a word
 
 
 class Camera(AbstractContextManager):
@@ -112,9 +114,15 @@ def film_writer(path, fps):
     if (suffix := Path(path).suffix) not in codecs:
         raise EmoError(f"cannot record to {path}; the name must end in .mp4 or .webm")
     with atomic_path(path) as temporary:
-        film, code = cv2.VideoWriter(), cv2.VideoWriter.fourcc(*codecs[suffix])
+        film, code, full = cv2.VideoWriter(), cv2.VideoWriter.fourcc(*codecs[suffix]), False
 
         def write(frame_bgr):
+            nonlocal full
+            if full or shutil.disk_usage(temporary.parent).free < ROOM:
+                if not full:
+                    print(f"the disk is full: {path} ends here")
+                full = True
+                return
             size = frame_bgr.shape[1::-1]
             with nullcontext() if film.isOpened() else quiet_stderr():  # WebM has no such tag
                 if not film.isOpened() and not film.open(str(temporary), code, fps, size):
@@ -124,7 +132,8 @@ def film_writer(path, fps):
         try:
             yield write
             if not film.isOpened():
-                raise EmoError(f"no frame came, so {path} was not written")
+                why = "the disk is full" if full else "no frame came"
+                raise EmoError(f"{why}, so {path} was not written")
         finally:
             film.release()
 

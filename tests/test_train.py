@@ -258,7 +258,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(config, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))  # no file may grow larger
     try:
-        with pytest.raises(EmoError, match="epoch 2 could not be saved .* --resume"):
+        with pytest.raises(EmoError, match="epoch 2 is not saved: .* --resume"):
             fit(dataclasses.replace(first, epochs=2), resume=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
