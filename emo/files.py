@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 
@@ -40,7 +40,8 @@ def atomic_path(path, folder=False):
         fault = f"{path} could not be written ({error.strerror})"
         raise EmoError(f"{fault}; make room, or choose a folder that can be written") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True) if folder else temporary.unlink(True)
+        with suppress(OSError):  # nothing there, or a read-only disk
+            shutil.rmtree(temporary) if folder else temporary.unlink()
 
 
 @contextmanager
