@@ -41,7 +41,7 @@ def atomic_path(path, folder=False):
         raise EmoError(f"{fault}; make room, or choose a folder that can be written") from error
     finally:
         with suppress(OSError):  # nothing there, or a read-only disk
-            shutil.rmtree(temporary) if folder else temporary.unlink()
+            shutil.rmtree(temporary, True) if folder else temporary.unlink()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import os
 import shutil
+import threading
 import zipfile
 from pathlib import Path
 
@@ -11,11 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from killing import kill_at_random, seconds
+from killing import kill_at_random, seconds, start
+from test_download import TOKEN, FakeKaggle, make_zip, tree
 
-from emo import EmoError, TrainConfig, evaluate, fit
+from emo import EmoError, evaluate, fit
 from emo.dataset import pack_images
-from emo.download import unpack_archive
+from emo.download import download_kaggle, unpack_archive
 from emo.export import export_run
 from emo.recognize import create_recognizer
 from emo.sources import read_dataset
@@ -55,6 +57,32 @@ def test_unpack(tmp_path):
     unpack_archive(archive, dest)
     assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
     assert hits >= 10
+
+
+def fetch(dest):
+    os.environ |= {"KAGGLE_API_ENVIRONMENT": "TEST", "KAGGLE_API_TOKEN": TOKEN}
+    download_kaggle("someone/faces", dest)
+
+
+def test_download(tmp_path):
+    """Kaggle's own client against a server that answers as Kaggle does."""
+    generator = np.random.default_rng(0)
+    faces = {f"happy/{i}.jpg": generator.bytes(200_000) for i in range(150)}
+    server = FakeKaggle(make_zip(tmp_path / "original.zip", faces).read_bytes())
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server.handle_error = lambda *_: None  # a killed client leaves it with a broken pipe
+    try:
+        whole = seconds(fetch, tmp_path / "whole" / "faces")
+        dest = tmp_path / "killed" / "faces"
+        hits = kill_at_random(fetch, dest, longest=whole)
+        fetch(dest)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
+    assert tree(dest) == faces and hits >= 10
+    kept = [path.read_bytes() for path in (tmp_path / "killed").rglob("*") if path.is_file()]
+    assert not any(TOKEN.encode() in data for data in kept)
 
 
 def pack(root):
@@ -131,19 +159,16 @@ def test_export(run, tmp_path):
 
 
 def test_the_second_run_into_a_folder_is_refused(config, tmp_path):
-    import killing
-
-    config = dataclasses.replace(config, output_dir=str(tmp_path / "run"), epochs=50)
-    first = killing.start(go_on, config, tmp_path / "log")
-    while not (tmp_path / "run" / "last.pth").is_file():
+    folder = tmp_path / "run"
+    config = dataclasses.replace(config, output_dir=str(folder), epochs=50)
+    first = start(go_on, config, tmp_path / "log")
+    while not (folder / "last.pth").is_file():
         assert first.is_alive()
         first.join(0.1)
     with pytest.raises(EmoError, match="another process is working on .*run"):
         fit(config, resume=True)
     first.kill()
     first.join()
-    assert isinstance(config, TrainConfig) and os.path.exists(tmp_path / "run" / "last.pth")
-    fit(
-        dataclasses.replace(config, epochs=pd.read_csv(tmp_path / "run/history.csv").epoch.max()),
-        resume=True,
-    )
+    done = pd.read_csv(folder / "history.csv")["epoch"].max()
+    fit(dataclasses.replace(config, epochs=int(done)), resume=True)  # the lock died with its owner
+    assert (folder / "best_model.pth").is_file()

@@ -1,16 +1,16 @@
 """Numbers do not rot: the same faces everywhere, and a small training that ends where it did."""
 
+import functools
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from test_colab import find_python, need_uv, sh
 
-from emo import TrainConfig, evaluate, fit, synth
+from emo import TrainConfig, evaluate, fit, synth, train
 
 pytestmark = pytest.mark.slow
 GOLDEN = Path(__file__).with_name("golden.json")
@@ -50,13 +50,19 @@ def test_the_same_faces_in_every_process_and_python(tmp_path):
     assert len(digests) == 1
 
 
-def test_a_small_training_ends_where_it_did(tmp_path, face_model):
-    """Tolerances cover other CPUs and library versions (bf16 or not), not another behaviour."""
-    faces = synth.write_dataset(tmp_path / "faces", 800, seed=0, size=64)
-    config = {"data_dir": str(faces), "output_dir": str(tmp_path / "run"), "pretrained": False}
-    fit(TrainConfig(**config, image_size=48, epochs=6, batch_size=32, recipe="strong"))
-    numbers = evaluate(tmp_path / "run")
+def small_training(folder):
+    """Scores of the golden run: ResNet-18 on 1,600 drawn faces, 48 pixels, 8 epochs, seed 0."""
+    faces = synth.write_dataset(folder / "faces", 1600, seed=0, size=64, frontal=True)
+    config = {"data_dir": str(faces), "output_dir": str(folder / "run"), "pretrained": False}
+    fit(TrainConfig(**config, image_size=48, epochs=8, batch_size=32, recipe="strong"))
+    return evaluate(folder / "run", split="val")["scores"]
+
+
+def test_a_small_training_ends_where_it_did(tmp_path, face_model, monkeypatch):
+    """Within the tolerance that golden.json states: another CPU adds in another order."""
+    plain = functools.partial(train.make_accelerator, cpu=True, mixed_precision="no")
+    monkeypatch.setattr(train, "make_accelerator", plain)
     golden = json.loads(GOLDEN.read_text())
-    for name, (value, tolerance) in golden.items():
-        assert numbers["scores"][name] == pytest.approx(value, abs=tolerance), name
-    assert np.isfinite(list(numbers["scores"].values())).all()
+    scores = small_training(tmp_path)
+    found = {name: scores[name] for name in golden["scores"]}
+    assert found == pytest.approx(golden["scores"], abs=golden["tolerance"])
