@@ -23,8 +23,9 @@ class: course  ## for teachers: every lesson then opens by itself, and without a
 test: $(READY)  ## the fast tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-slow: $(READY)  ## browser, window, Colab and real faces
-	@$(BIN)/python -m pytest -m slow --durations 12
+slow: $(READY)  ## faults, browser, window, Colab and real faces
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist worksteal --durations 12 tests/faults
+	@$(BIN)/python -m pytest -m slow --durations 12 --ignore tests/faults
 
 lint: $(READY)
 	@$(BIN)/ruff check
