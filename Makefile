@@ -24,8 +24,9 @@ test: $(READY)  ## the fast tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: $(READY)  ## faults, browser, window, Colab and real faces
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist worksteal --durations 12 tests/faults
-	@$(BIN)/python -m pytest -m slow --durations 12 --ignore tests/faults
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile --durations 12 \
+	  --ignore tests/test_browser.py --ignore tests/test_window.py
+	@$(BIN)/python -m pytest -m slow --durations 12 tests/test_browser.py tests/test_window.py
 
 lint: $(READY)
 	@$(BIN)/ruff check
