@@ -1,10 +1,8 @@
 import dataclasses
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
