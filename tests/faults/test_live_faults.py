@@ -10,6 +10,7 @@ import pytest
 
 from emo import MediaPipeFaceDetector, create_recognizer, synth
 from emo.live import LivePipeline, draw_overlay
+from emo.window import Camera
 
 pytestmark = pytest.mark.slow
 
@@ -106,3 +107,12 @@ def test_5000_frames_leave_nothing_behind(pipeline):
     end = process.memory_info().rss, threading.active_count(), process.num_fds()
     assert end[0] - start[0] < 20e6 and end[1:] == start[1:]
     assert len(pipeline._known) <= 1
+
+
+def test_a_film_with_an_impossible_rate_is_shown_at_thirty(tmp_path):
+    film = cv2.VideoWriter(str(tmp_path / "a.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 0.2, (64, 48))
+    for _ in range(3):
+        film.write(np.zeros((48, 64, 3), np.uint8))
+    film.release()
+    with Camera(tmp_path / "a.avi") as camera:
+        assert camera.fps == 30 and len(list(camera)) == 3
