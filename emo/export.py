@@ -100,6 +100,8 @@ def export_to_onnx(model, path, device="cpu"):
     options["dynamic_shapes"] = {"image": {0: torch.export.Dim("batch", min=1, max=4096)}}
     with files.atomic_path(path) as temporary, warnings.catch_warnings(action="ignore"):
         program = torch.onnx.export(model, (face,), dynamo=True, **options)
+        for node in program.model.graph:  # stack traces: large, and with this machine's paths
+            node.metadata_props.clear()
         program.model.metadata_props["model_config"] = json.dumps(model.config)
         program.save(temporary, external_data=False)
     return Path(path)
