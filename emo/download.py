@@ -13,7 +13,7 @@ import tempfile
 import time
 import zipfile
 import zlib
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 
@@ -21,7 +21,7 @@ import requests
 from tqdm.auto import tqdm
 
 from emo import EmoError
-from emo.files import atomic_path, claim, read_json, user_cache, write_json
+from emo.files import atomic_path, claim, clear_errors, read_json, user_cache, write_json
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 MARKER = ".emo-source.json"  # inside an unpacked folder: where its files come from
@@ -43,7 +43,7 @@ def download_kaggle(dataset="noamsegal/affectnet-training-data", dest="data/affe
         return dest
     if not (credentials := _kaggle_credentials()):
         raise EmoError(f"no Kaggle token was found.\n{KAGGLE_STEPS}")
-    with _clear_errors(dest), claim(dest):
+    with clear_errors(dest), claim(dest):
         part = _fetch_patiently(dataset, credentials, dest.resolve())
         try:
             return unpack_archive(part, dest, origin=origin)
@@ -62,7 +62,7 @@ def unpack_archive(archive, dest, *, origin=None):
     Raises `EmoError` if it is unsafe, damaged or imageless; a `dest` that holds it stays as it is.
     """
     archive, dest, target = Path(archive), Path(dest), Path(dest).resolve()
-    with _clear_errors(dest), claim(dest), _open_zip(archive) as bundle, archive.open("rb") as file:
+    with clear_errors(dest), claim(dest), _open_zip(archive) as bundle, archive.open("rb") as file:
         members = _safe_members(bundle, archive)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         if _holds_already(dest, archive.name, "sha256", digest):
@@ -98,7 +98,7 @@ def face_model_path():
         except (OSError, zipfile.BadZipFile, KeyError) as error:
             content, fault = b"", type(error).__name__
         if hashlib.sha256(content).hexdigest() == FACE_MODEL_SHA256:
-            with _clear_errors(path), atomic_path(path) as temporary:
+            with atomic_path(path) as temporary:
                 temporary.write_bytes(content)
             return path
         failures.append(f"{source} ({fault})")
@@ -204,16 +204,6 @@ def _fetch(client, dataset, target):
             file.truncate(0)
             raise EmoError("what Kaggle sent arrived damaged (its md5 differs); run this again")
     return part
-
-
-@contextmanager
-def _clear_errors(place):
-    """Turn what the file system refuses into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        fault = error.strerror or type(error).__name__
-        raise EmoError(f"cannot write {place} ({fault}); mend that, then run this again") from None
 
 
 def _open_zip(archive):

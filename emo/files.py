@@ -1,6 +1,5 @@
 """Write files whole or not at all: to a temporary name beside the target, then rename."""
 
-import errno
 import hashlib
 import json
 import os
@@ -15,7 +14,15 @@ from filelock import FileLock, Timeout
 
 from emo import EmoError
 
-REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
+@contextmanager
+def clear_errors(path):
+    """Turn what the file system refuses into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        fault = f"cannot write {path} ({error.strerror or error})"
+        raise EmoError(f"{fault}; make room or choose another place, then do it again") from error
 
 
 @contextmanager
@@ -28,17 +35,13 @@ def atomic_path(path, folder=False):
     path = Path(os.path.abspath(path))  # even "." has a name
     temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}.part{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        (temporary.mkdir if folder else temporary.touch)()  # refused here, before the work
-        yield temporary
-        if folder and path.is_dir():
-            path.rmdir()  # raises when it is not empty: nothing of the user's is overwritten
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.errno not in REFUSALS:
-            raise
-        fault = f"{path} could not be written ({error.strerror})"
-        raise EmoError(f"{fault}; make room, or choose a folder that can be written") from error
+        with clear_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            (temporary.mkdir if folder else temporary.touch)()  # refused here, before the work
+            yield temporary
+            if folder and path.is_dir():
+                path.rmdir()  # raises when it is not empty: nothing of the user's is overwritten
+            os.replace(temporary, path)
     finally:
         with suppress(OSError):  # nothing there, or a read-only disk
             shutil.rmtree(temporary, True) if folder else temporary.unlink()
