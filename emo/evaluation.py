@@ -68,10 +68,7 @@ def evaluate(
 
 
 def predict_dataset(recognizer, part, split="test", batch_size=64, by=None):
-    """Return the predictions table of a `FaceDataset`: labels, predictions and probabilities.
-
-    Labels of valence and arousal that nobody annotated, and predictions never taught, are empty.
-    """
+    """Return a `FaceDataset`'s predictions; valence/arousal nobody annotated or taught is empty."""
     outputs, rows = [], np.arange(len(part))
     for some in tqdm(np.split(rows, rows[batch_size::batch_size]), "Predicting", unit="batch"):
         faces = list(part.images[some][..., ::-1])  # RGB → BGR
@@ -212,8 +209,8 @@ def _scorer(table, known):
 
 def _people(table):
     """Return whom each face belongs to: its `group`, or itself where it has none."""
-    groups = table["group"] if "group" in table else table["image_path"]
-    return groups.astype(object).fillna(table["image_path"]).astype(str)
+    own = table["image_path"]
+    return table.get("group", own).astype(object).fillna(own).astype(str)
 
 
 def _intervals(score, table, rounds):
@@ -261,11 +258,9 @@ def _baselines(table, known, train_manifest):
         return result
     overall, means = annotated[list(VA)].mean(), annotated.groupby("emotion")[list(VA)].mean()
     means = means.reindex(range(len(EMOTIONS))).fillna(overall)
-    guesses = {
-        "constant_mean": known.assign(**overall),
-        "lookup_predicted_class": means.loc[known["pred_emotion"]],
-        "lookup_true_class": means.loc[known["emotion"]],
-    }
+    guesses = {"constant_mean": known.assign(**overall)}
+    guesses["lookup_predicted_class"] = means.loc[known["pred_emotion"]]
+    guesses["lookup_true_class"] = means.loc[known["emotion"]]
     for name, guess in guesses.items():
         scores = pd.DataFrame({n: metrics.regression(known[n], guess[n]) for n in VA}).T
         result[name] = {"mean_ccc": scores["ccc"].mean(), "rmse": scores["rmse"].to_dict()}
