@@ -59,7 +59,7 @@ def summarise(manifest, facts):
 
 
 def write_quarantine(manifest, facts, root, *, duplicates=False):
-    """Write and return the list of images to skip: faulty ones and, with `duplicates`, copies."""
+    """Write and return what is skipped, not deleted: faulty images; with `duplicates` also copies."""
     reason = facts.query("fault != ''").set_index("image_path")["fault"].to_dict()
     if duplicates:
         worth = manifest.set_index("image_path")["split"].map({"test": 2, "val": 1}).fillna(0)
@@ -97,9 +97,8 @@ def _look(path):
     digest = hashlib.sha256(image.tobytes() + str(image.shape).encode()).hexdigest()
     grey = cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA).mean(axis=2, dtype=np.float32)
     waves = cv2.dct(grey)[:8, :8].ravel()  # a perceptual hash (Zauner 2010): the coarse pattern
-    thumbnail = grey.reshape(16, 2, 16, 2).mean(axis=(1, 3))
-    code = np.packbits(waves > np.median(waves))
-    return fault, mode, digest, code, thumbnail.ravel().astype(np.uint8)
+    thumbnail = grey.reshape(16, 2, 16, 2).mean(axis=(1, 3)).ravel().astype(np.uint8)
+    return fault, mode, digest, np.packbits(waves > np.median(waves)), thumbnail
 
 
 def _look_alikes(codes, thumbnails):

@@ -50,7 +50,7 @@ class EmotionCamera(anywidget.AnyWidget):
             raise EmoError(f"{model} does not exist; train and export a model first (README)")
         self._model, self._pipeline, self._failure = model, pipeline, None
         self._busy, self._rows = threading.Lock(), deque(maxlen=HISTORY)  # (Face, film's frame)
-        self._born, self._offset, self._local = time.monotonic(), 0.0, True
+        self._born, self._offset, self._local = time.monotonic(), 0.0, True  # `history`'s time 0
         traits["va"] = getattr(model if pipeline is None else pipeline.recognizer, "va", "")
         traits |= {} if pipeline is None else {"smoothing": pipeline.smoothing}
         if isinstance(model, str | Path):
@@ -71,10 +71,7 @@ class EmotionCamera(anywidget.AnyWidget):
 
     @property
     def history(self):
-        """The last 20,000 results as a table (see `emo.live.faces_table`), true_* if simulated.
-
-        Boxes are in pixels of the frames sent, 320 wide; `time` is since the camera was made.
-        """
+        """The last 20,000 results as `faces_table`; boxes in pixels of frames as sent, 320 wide."""
         with self._busy:
             rows = list(self._rows)
         table = live.faces_table([face for face, _ in rows])

@@ -109,15 +109,12 @@ def compute_metrics(
     answered["accuracy"] = float(hit[sure].mean()) if sure.any() else None
     classes = pd.DataFrame(metrics.per_class(matrix), EMOTIONS)
     split = str(table["split"].iloc[0]) if "split" in table else "test"
+    uncalibrated = metrics.calibration_error(raw.max(1) / raw.sum(1), hit)
+    found = {name: values[name] for name in ("accuracy", "macro_f1", "calibration_error")}
+    found |= {"calibration_error_uncalibrated": uncalibrated, "sure": answered}
+    found |= {"per_class": classes.to_dict("index"), "confusion": matrix.tolist()}
     numbers = {"split": split, "n": len(table), "n_va": int(known.sum()), "va": va}
-    numbers["emotion"] = {
-        **{name: values[name] for name in ("accuracy", "macro_f1", "calibration_error")},
-        "calibration_error_uncalibrated": metrics.calibration_error(raw.max(1) / raw.sum(1), hit),
-        "sure": answered,
-        "absent": [name for name in EMOTIONS if not classes.loc[name, "support"]],
-        "per_class": classes.to_dict("index"),
-        "confusion": matrix.tolist(),
-    }
+    numbers["emotion"] = found | {"absent": classes.index[classes["support"] == 0].tolist()}
     for name in VA:
         pair = table.loc[known, [name, f"pred_{name}"]].to_numpy().T
         numbers[name] = metrics.regression(*pair) if known.any() else None
@@ -162,9 +159,8 @@ def write_report(folder, predictions, numbers, config, part=None):
 
 
 def headline(numbers):
-    """Return the few lines that a person reads first, as text by name."""
-    lines = WORDS.headline(numbers).splitlines()
-    return dict(line.rsplit(" | ", 1) for line in lines)  # a run may have a bar
+    """Return the few lines that a person reads first, as text by name, which may hold a bar."""
+    return dict(line.rsplit(" | ", 1) for line in WORDS.headline(numbers).splitlines())
 
 
 def _checked(predictions, where="the predictions table"):

@@ -33,8 +33,7 @@ def crop_face(image_bgr, bbox, margin=DEFAULT_MARGIN):
 class MediaPipeFaceDetector(AbstractContextManager):
     """Detect faces in BGR images; a box is (x, y, width, height) in pixels, brow to chin.
 
-    The model is BlazeFace short range (faces within about two metres). Use it as a context
-    manager or call `close()`, which frees MediaPipe's graph, once or often; threads may share it.
+    BlazeFace short range: within about two metres. Threads may share it; use `with` or `close()`.
     """
 
     crop_face = staticmethod(crop_face)

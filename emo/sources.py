@@ -14,8 +14,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from emo import EmoError, emotions, files
-from emo.download import IMAGE_SUFFIXES
+from emo import EmoError, download, emotions, files
 
 _ALSO = {"train": "training train_set", "val": "valid validation val_set dev", "test": "testing"}
 SPLITS = {word: name for name, also in _ALSO.items() for word in (name, *also.split())}
@@ -233,7 +232,7 @@ def _image_paths(base):
     found = []
     for folder, _, names in os.walk(base, followlinks=True):
         start = f"{Path(folder).relative_to(base).as_posix()}/".removeprefix("./")
-        found += [start + n for n in names if os.path.splitext(n)[1].lower() in IMAGE_SUFFIXES]
+        found += [start + n for n in names if n.lower().endswith(tuple(download.IMAGE_SUFFIXES))]
     return sorted(path for path in found if "/." not in f"/{path}")
 
 

@@ -96,8 +96,7 @@ def animate(seconds=12, fps=15, size=(480, 640), seed=0):
 
 def _display(emotion, intensity, rng):
     """Return {action unit: [0, 1]} of a random display of an emotion."""
-    units = dict.fromkeys(ACTION_UNITS, 0.0)
-    mirrored = rng.random() < 0.5
+    units, mirrored = dict.fromkeys(ACTION_UNITS, 0.0), rng.random() < 0.5
     for unit, share, strength in PROTOTYPES[EMOTIONS[emotion]]:
         strength = (rng.random() < share) * np.clip(strength * intensity * rng.normal(1, 0.2), 0, 1)
         units[unit.replace("L", "R") if mirrored else unit] = float(strength)

@@ -15,8 +15,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from emo import EmoError, files, live
-from emo.faces import quiet_stderr
+from emo import EmoError, faces, files, live
 
 DRAWN = Path(__file__).with_name("assets") / "face.webm"  # emo synth --dest emo/assets/face.webm
 WINDOW = "emo"
@@ -53,7 +52,7 @@ class Camera(AbstractContextManager):
 
     def _open(self):
         waits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, 3000, cv2.CAP_PROP_READ_TIMEOUT_MSEC, 3000]
-        with nullcontext() if self._reader.ident else quiet_stderr():  # whose lock faces need
+        with nullcontext() if self._reader.ident else faces.quiet_stderr():  # whose lock faces need
             return self._capture.open(self._address, 0, waits if "://" in self.source else [])
 
     def __iter__(self):
@@ -114,7 +113,7 @@ def film_writer(path, fps):
 
         def write(frame_bgr):
             size = frame_bgr.shape[1::-1]
-            with nullcontext() if film.isOpened() else quiet_stderr():  # WebM has no such tag
+            with nullcontext() if film.isOpened() else faces.quiet_stderr():  # WebM: no such tag
                 if not film.isOpened() and not film.open(str(temporary), code, fps, size):
                     raise EmoError(f"this OpenCV cannot write such a film to {path}")
             film.write(frame_bgr)
@@ -141,13 +140,13 @@ def run_live(pipeline, camera, *, headless=False, record=None, log=None, on_face
     with recording as write, nullcontext() if headless else _window(), frames:
         try:  # inside, so that Ctrl-C keeps the film
             for frame, seconds in frames:
-                faces = pipeline.process(frame, seconds)
-                seen += faces
+                found = pipeline.process(frame, seconds)
+                seen += found
                 if on_faces is not None:
-                    on_faces(faces, camera.truth)
+                    on_faces(found, camera.truth)
                 rate = (len(times) - 1) / max(times[-1] - times[0], 1e-9)
                 view["note"] = "" if headless else f"{rate:.0f} FPS"
-                canvas = live.draw_overlay(frame, faces, **view) if write or not headless else None
+                canvas = live.draw_overlay(frame, found, **view) if write or not headless else None
                 due = round(seconds * camera.fps) + 1  # a webcam's frames come as they like
                 while write and written < due:
                     write(canvas)
