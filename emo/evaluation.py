@@ -68,10 +68,7 @@ def evaluate(
 
 
 def predict_dataset(recognizer, part, split="test", batch_size=64, by=None):
-    """Return the predictions table of a `FaceDataset`: labels, predictions and probabilities.
-
-    Labels of valence and arousal that nobody annotated, and predictions never taught, are empty.
-    """
+    """Return a `FaceDataset`'s predictions; valence/arousal nobody annotated or taught is empty."""
     outputs, rows = [], np.arange(len(part))
     for some in tqdm(np.split(rows, rows[batch_size::batch_size]), "Predicting", unit="batch"):
         faces = list(part.images[some][..., ::-1])  # RGB → BGR
@@ -112,15 +109,12 @@ def compute_metrics(
     answered["accuracy"] = float(hit[sure].mean()) if sure.any() else None
     classes = pd.DataFrame(metrics.per_class(matrix), EMOTIONS)
     split = str(table["split"].iloc[0]) if "split" in table else "test"
+    uncalibrated = metrics.calibration_error(raw.max(1) / raw.sum(1), hit)
+    found = {name: values[name] for name in ("accuracy", "macro_f1", "calibration_error")}
+    found |= {"calibration_error_uncalibrated": uncalibrated, "sure": answered}
+    found |= {"per_class": classes.to_dict("index"), "confusion": matrix.tolist()}
     numbers = {"split": split, "n": len(table), "n_va": int(known.sum()), "va": va}
-    numbers["emotion"] = {
-        **{name: values[name] for name in ("accuracy", "macro_f1", "calibration_error")},
-        "calibration_error_uncalibrated": metrics.calibration_error(raw.max(1) / raw.sum(1), hit),
-        "sure": answered,
-        "absent": [name for name in EMOTIONS if not classes.loc[name, "support"]],
-        "per_class": classes.to_dict("index"),
-        "confusion": matrix.tolist(),
-    }
+    numbers["emotion"] = found | {"absent": classes.index[classes["support"] == 0].tolist()}
     for name in VA:
         pair = table.loc[known, [name, f"pred_{name}"]].to_numpy().T
         numbers[name] = metrics.regression(*pair) if known.any() else None
@@ -165,9 +159,8 @@ def write_report(folder, predictions, numbers, config, part=None):
 
 
 def headline(numbers):
-    """Return the few lines that a person reads first, as text by name."""
-    lines = WORDS.headline(numbers).splitlines()
-    return dict(line.rsplit(" | ", 1) for line in lines)  # a run may have a bar
+    """Return the few lines that a person reads first, as text by name, which may hold a bar."""
+    return dict(line.rsplit(" | ", 1) for line in WORDS.headline(numbers).splitlines())
 
 
 def _checked(predictions, where="the predictions table"):
@@ -212,8 +205,8 @@ def _scorer(table, known):
 
 def _people(table):
     """Return whom each face belongs to: its `group`, or itself where it has none."""
-    groups = table["group"] if "group" in table else table["image_path"]
-    return groups.astype(object).fillna(table["image_path"]).astype(str)
+    own = table["image_path"]
+    return table.get("group", own).astype(object).fillna(own).astype(str)
 
 
 def _intervals(score, table, rounds):
@@ -261,11 +254,9 @@ def _baselines(table, known, train_manifest):
         return result
     overall, means = annotated[list(VA)].mean(), annotated.groupby("emotion")[list(VA)].mean()
     means = means.reindex(range(len(EMOTIONS))).fillna(overall)
-    guesses = {
-        "constant_mean": known.assign(**overall),
-        "lookup_predicted_class": means.loc[known["pred_emotion"]],
-        "lookup_true_class": means.loc[known["emotion"]],
-    }
+    guesses = {"constant_mean": known.assign(**overall)}
+    guesses["lookup_predicted_class"] = means.loc[known["pred_emotion"]]
+    guesses["lookup_true_class"] = means.loc[known["emotion"]]
     for name, guess in guesses.items():
         scores = pd.DataFrame({n: metrics.regression(known[n], guess[n]) for n in VA}).T
         result[name] = {"mean_ccc": scores["ccc"].mean(), "rmse": scores["rmse"].to_dict()}

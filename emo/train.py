@@ -199,15 +199,11 @@ class Training:
         if self.scores_va:
             rows = torch.from_numpy(sources.annotated_rows(self.val_part.manifest))
             cccs = [metrics.ccc(batch["va"][rows, i], output.va[rows, i]) for i in (0, 1)]
-        return {
-            "val_loss": loss,
-            "val_accuracy": float(metrics.accuracy(matrix)),
-            "val_macro_f1": f1,
-            "val_ccc_valence": cccs[0],
-            "val_ccc_arousal": cccs[1],
-            # Without alpha nobody teaches the emotion head: the noise of its F1 must not choose.
-            "combined_score": combined_score(f1 if self.config.alpha else 0.0, sum(cccs) / 2),
-        }
+        row = {"val_loss": loss, "val_accuracy": float(metrics.accuracy(matrix))}
+        row |= {"val_macro_f1": f1, "val_ccc_valence": cccs[0], "val_ccc_arousal": cccs[1]}
+        # Without alpha nobody teaches the emotion head: the noise of its F1 must not choose.
+        f1 = f1 if self.config.alpha else 0.0
+        return row | {"combined_score": combined_score(f1, sum(cccs) / 2)}
 
     @torch.no_grad()
     def predict_val(self):
@@ -242,17 +238,18 @@ class Training:
 
     def finish(self):
         """Return the best model with its config: temperature and framing are measured here."""
-        model, config = self.average, self.config
+        model, config, part = self.average, self.config, self.train_part
         model.load_state_dict(self.best["model"])
         output, batch = self.predict_val()
         known = batch["emotion"] >= 0
+        rows = np.linspace(0, len(part) - 1, min(len(part), 200)).astype(int)
+        with faces.MediaPipeFaceDetector() as detector:
+            margin = faces.measure_crop_margin(part.images[rows][..., ::-1], detector)  # RGB → BGR
         row = self.history[self.best["epoch"] - 1]  # whose scores are kept, but for NaN
-        sizes = {"train": len(self.train_part), "val": len(self.val_part)}
-        model.config = {
-            "backbone": config.backbone,
-            "classes": list(emotions.EMOTIONS),
+        sizes = {"train": len(part), "val": len(self.val_part)}
+        model.config |= {  # beside its backbone and classes
             **vars(recognize.EmotionPreprocessor(config.image_size, colour=self.colour)),
-            "crop_margin": _crop_margin(self.train_part),
+            "crop_margin": faces.DEFAULT_MARGIN if margin is None else margin,
             "temperature": metrics.fit_temperature(output.logits[known], batch["emotion"][known]),
             "va": self.va,
             "data": {"name": Path(config.data_dir).name} | sizes,
@@ -260,14 +257,6 @@ class Training:
             "emo_version": version("emo"),
         }
         return model
-
-
-def _crop_margin(part):
-    """Measure how tightly the training faces are framed; the default where none is found."""
-    rows = np.linspace(0, len(part) - 1, min(len(part), 200)).astype(int)
-    with faces.MediaPipeFaceDetector() as detector:
-        margin = faces.measure_crop_margin(part.images[rows][..., ::-1], detector)  # RGB → BGR
-    return faces.DEFAULT_MARGIN if margin is None else margin
 
 
 def _check(config):
