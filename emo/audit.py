@@ -59,7 +59,7 @@ def summarise(manifest, facts):
 
 
 def write_quarantine(manifest, facts, root, *, duplicates=False):
-    """Write and return what is skipped, not deleted: faulty images; with `duplicates` also copies."""
+    """Write and return what is skipped, not deleted: faulty images; `duplicates`: copies, too."""
     reason = facts.query("fault != ''").set_index("image_path")["fault"].to_dict()
     if duplicates:
         worth = manifest.set_index("image_path")["split"].map({"test": 2, "val": 1}).fillna(0)

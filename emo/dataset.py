@@ -3,7 +3,6 @@
 import hashlib
 import io
 import os
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from tqdm.auto import tqdm
 
 from emo import EmoError
 from emo.emotions import PROBABILITY_COLUMNS
-from emo.files import read_json, work_folder, write_json
+from emo.files import read_json, require_space, work_folder, write_json
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB: what the pretrained backbones were fed
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -232,10 +231,8 @@ def _write_pack(target, root, paths, image_size):
         note.unlink(missing_ok=True)  # of a pack that somebody deleted
     facts = read_json(note) if note.is_file() else {"done": 0, "unreadable": [], "colour": "grey"}
     shape = (len(paths), image_size, image_size, 3)
-    needed, free = int(np.prod(shape)), shutil.disk_usage(target.parent).free
-    if needed > free and not facts["done"]:
-        sizes = f"{needed / 1e9:.1f} GB for {len(paths)} images, {free / 1e9:.1f} GB are free"
-        raise EmoError(f"{target.parent} needs {sizes}; make room, or use --no-pack")
+    if not facts["done"]:
+        require_space(target, int(np.prod(shape)), "make room, or use --no-pack")
     start = np.lib.format.open_memmap(part, "r+" if facts["done"] else "w+", np.uint8, shape).offset
 
     def fill(first):

@@ -16,7 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from emo import EmoError, evaluation, files, recognize, runs
-from emo.model import load_model, save_weights
+from emo.model import load_model, save_torch
 
 FILES = {"weights": "model_weights.pth", "torchscript": "model_torchscript.pt"}
 FILES |= {"onnx": "model.onnx", "int8": "model_int8.onnx", "keras": "model.h5"}
@@ -46,7 +46,8 @@ def export_run(run, formats=tuple(FILES)):
     measure = partial(_facts, val=val, faces=faces, expected=reference.run(faces))
     rows = [measure("pytorch", best)]
     calibration = _faces(dataset.part("train"), reference, CALIBRATION_FACES)
-    writers = {"weights": save_weights, "torchscript": export_to_torchscript}
+    writers = {"torchscript": export_to_torchscript}
+    writers["weights"] = lambda model, path: save_torch(model.state_dict(), path)
     writers |= {"onnx": export_to_onnx, "keras": export_to_keras}
 
     def write_int8(path):

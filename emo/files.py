@@ -70,6 +70,14 @@ def claim(folder):
         yield
 
 
+def require_space(target, needed, cure="free some or use another disk"):
+    """Raise `EmoError` when the disk of `target` has no room for so many bytes."""
+    free = shutil.disk_usage(next(folder for folder in target.parents if folder.exists())).free
+    if free < needed:
+        sizes = f"{needed / 1e6:,.0f} MB needed, {free / 1e6:,.0f} MB free"
+        raise EmoError(f"not enough space for {target}: {sizes}; {cure}")
+
+
 def write_json(path, value):
     """Write `value` as indented JSON; NaN is refused, because it is not JSON."""
     with atomic_path(path) as temporary:

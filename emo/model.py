@@ -72,11 +72,6 @@ def create_model(backbone="resnet18", num_classes=8, pretrained=True):
     return EmotionModel(network, classifier.in_features, config)
 
 
-def save_weights(model, path):
-    """Write the state dict, with its config inside, as one file."""
-    save_torch(model.state_dict(), path)
-
-
 def save_torch(value, path):
     """Write tensors and plain values to a `.pth` file, whole or not at all."""
     buffer = io.BytesIO()  # written to a file by PyTorch, a full disk is no OSError

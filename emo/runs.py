@@ -8,7 +8,7 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 
 from emo import EmoError, dataset, sources
 from emo.files import atomic_path, read_json, write_json
-from emo.model import load_torch, save_torch, save_weights
+from emo.model import load_torch, save_torch
 from emo.recipes import RECIPES, TrainConfig
 
 TEMPLATES = Environment(autoescape=select_autoescape(), trim_blocks=True)
@@ -40,16 +40,11 @@ def read_config(run):
     path = Path(run) / "config.json"
     if not path.is_file():
         raise EmoError(f"{run} is no run folder (no config.json); train one: python -m emo train")
-    known, kinds = (
-        TrainConfig.__dataclass_fields__,
-        {float: (int, float), type(None): (str, type(None))},
-    )
-    saved = {name: value for name, value in read_json(path).items() if name in known}
+    usual = dataclasses.asdict(TrainConfig())
+    saved = {name: value for name, value in read_json(path).items() if name in usual}
     for name, value in saved.items():
-        usual = type(known[name].default)
-        if not isinstance(value, kinds.get(usual, usual)) or (
-            name == "recipe" and value not in RECIPES
-        ):
+        kinds = {float: float | int, type(None): str | None}.get(kind := type(usual[name]), kind)
+        if not isinstance(value, kinds) or (name == "recipe" and value not in RECIPES):
             raise EmoError(f"{path} holds an impossible {name}: {str(value)[:60]}; train anew")
     return TrainConfig(**saved)
 
@@ -75,13 +70,9 @@ def load_manifest(config, folder=None):
     return dataset.split_manifest(manifest, config.seed)
 
 
-def load_data(config, folder=None):
+def load_data(config, folder=None, manifest=None):
     """Read, split and pack a config's data (or its run's manifest): (FaceDataset, colour)."""
-    return pack(config, load_manifest(config, folder))
-
-
-def pack(config, manifest):
-    """Pack the images of a manifest: (FaceDataset, colour)."""
+    manifest = load_manifest(config, folder) if manifest is None else manifest
     root, size = config.data_dir, config.image_size
     images, kept, colour = dataset.pack_images(manifest, root, size, config.pack)
     if missing := len(manifest) - len(kept):
@@ -106,7 +97,7 @@ def save_epoch(folder, config, manifest, state):
 
 def save_model(folder, config, model, state):
     """Write the best model, with its config inside, as checkpoint, weights and JSON."""
-    save_weights(model, folder / "model_weights.pth")
+    save_torch(model.state_dict(), folder / "model_weights.pth")
     checkpoint = {"model": model.state_dict(), "epoch": state["best"]["epoch"]}
     checkpoint |= {"config": dataclasses.asdict(config), "history": state["history"]}
     save_torch(checkpoint, folder / "best_model.pth")

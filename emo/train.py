@@ -36,7 +36,7 @@ def fit(config, *, resume=False, on_epoch=None):
         folder, state = runs.open_run(config, resume)
         with accelerator.main_process_first():  # the others then find the pack
             manifest = runs.load_manifest(config, folder)
-            dataset, colour = runs.pack(config, manifest)
+            dataset, colour = runs.load_data(config, manifest=manifest)
         run = Training(config, dataset, colour, accelerator, state)
         if leader and not run.finished:
             print(run.describe(), flush=True)

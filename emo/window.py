@@ -115,10 +115,8 @@ def film_writer(path, fps):
 
         def write(frame_bgr):
             nonlocal full
-            if full or shutil.disk_usage(temporary.parent).free < ROOM:
-                if not full:
-                    print(f"the disk is full: {path} ends here")
-                full = True
+            full = full or shutil.disk_usage(temporary.parent).free < ROOM
+            if full:
                 return
             size = frame_bgr.shape[1::-1]
             with nullcontext() if film.isOpened() else faces.quiet_stderr():  # WebM: no such tag
@@ -128,9 +126,11 @@ def film_writer(path, fps):
 
         try:
             yield write
+            why = "the disk is full" if full else "no frame came"
             if not film.isOpened():
-                why = "the disk is full" if full else "no frame came"
                 raise EmoError(f"{why}, so {path} was not written")
+            if full:
+                print(f"{why}: {path} ends early")
         finally:
             film.release()
 
