@@ -25,7 +25,7 @@ def plot_mosaic(images, ax=None, columns=8, title=""):
 
 
 def plot_classes(images, emotion, ax=None, columns=12, seed=0):
-    """Draw a row of `columns` faces (N, S, S, 3) of each `emotion` (N,): permuted labels show."""
+    """Draw a row of `columns` faces, RGB uint8 (N, S, S, 3), of each `emotion` (N,)."""
     rows = np.random.default_rng(seed).permutation(len(emotion))
     emotion = np.asarray(emotion)[rows]
     classes = np.unique(emotion[emotion >= 0])  # −1: unknown

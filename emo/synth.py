@@ -49,7 +49,7 @@ def sample(emotion=None, *, seed, identity=None, frontal=False):
 
 
 def write_dataset(dest, count, seed=0, size=96, frontal=False):
-    """Write `count` faces and `labels.csv` to `dest`, all or nothing. Same seed, same bytes."""
+    """Write `count` faces and labels.csv, all or nothing; return `dest`. Same seed, same bytes."""
     dest = Path(dest)
     if count < 8 or not 32 <= size <= 512:
         raise EmoError(f"got {count} faces of {size} px; expected 8 or more of 32 to 512 px")
@@ -75,7 +75,10 @@ def write_dataset(dest, count, seed=0, size=96, frontal=False):
 
 
 def animate(seconds=12, fps=15, size=(480, 640), seed=0):
-    """Yield (BGR frame, truth) of a person who passes through all emotions, in a seamless loop."""
+    """Yield (frame, truth): a person who passes through all emotions, in a seamless loop.
+
+    `frame`: (height, width, 3) uint8, BGR; `truth`: time (s), emotion (id), valence, arousal, bbox.
+    """
     face = sample("Neutral", seed=seed, frontal=True) | FACE["film"]
     usual = [{unit: 0.9 * v for unit, share, v in PROTOTYPES[n] if share >= 0.5} for n in EMOTIONS]
     stations = np.hstack([pd.DataFrame(usual, columns=ACTION_UNITS).fillna(0), CLASS_MEAN_VA])
