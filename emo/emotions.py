@@ -39,7 +39,7 @@ def ids_of_order(order):
 
 
 def derive_va(votes):
-    """Return (N, 2) *derived* valence/arousal in [−1, 1]: class means weighted by `votes` (N, 8)."""
+    """Return *derived* valence/arousal (N, 2) in [−1, 1]: class means by `votes` (N, 8)."""
     votes = np.asarray(votes, dtype=np.float64)
     total = votes.sum(axis=1, keepdims=True)  # without a vote: NaN
     return votes / np.where(total > 0, total, np.nan) @ CLASS_MEAN_VA
