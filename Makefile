@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 EXTRAS := notebook,keras,dev
 RESULT := build/course/work
 
-.PHONY: course class test slow lint setup badges clean
+.PHONY: course class test slow lint audit setup badges clean
 
 course: $(READY)  ## run the six notebooks: make course [ARCHIVE=some.zip]
 	@$(BIN)/python notebooks/run_course.py $(if $(ARCHIVE),--archive "$(ARCHIVE)")
@@ -23,13 +23,22 @@ class: course  ## for teachers: every lesson then opens by itself, and without a
 test: $(READY)  ## the fast tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-slow: $(READY)  ## browser, window, Colab and real faces
-	@$(BIN)/python -m pytest -m slow --durations 12
+slow: $(READY)  ## faults, browser, window, Colab and real faces
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile --durations 12 \
+	  --ignore tests/test_browser.py --ignore tests/test_window.py
+	@$(BIN)/python -m pytest -m slow --durations 12 tests/test_browser.py tests/test_window.py
 
 lint: $(READY)
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
+
+audit: $(READY)  ## known weaknesses of what is installed (asks pypi.org)
+	@$(BIN)/python -c "import requests; requests.get('https://pypi.org/pypi/pip/json', timeout=9).raise_for_status()" \
+	  2>/dev/null || { echo "offline: pypi.org did not answer, so nothing was audited"; exit 1; }
+	@mkdir -p build
+	@$(BIN)/uv pip freeze -q --python $(BIN)/python --exclude-editable >build/installed.txt
+	@$(BIN)/uv tool run -q pip-audit --strict --no-deps --disable-pip -r build/installed.txt
 
 setup: $(READY)  ## install everything and fetch the face model
 

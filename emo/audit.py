@@ -42,11 +42,10 @@ def audit(manifest, root):
 
 def summarise(manifest, facts):
     """Return a one-column table of counts, with what each finding means."""
-    faults = facts["fault"][facts["fault"] != ""].value_counts().to_dict()
     rows = {
         "images": len(manifest),
         "usable": int((facts["fault"] == "").sum()),
-        **{f"skipped everywhere: {fault}": count for fault, count in faults.items()},
+        **facts.query("fault != ''")["fault"].value_counts().add_prefix("skipped everywhere: "),
         "not RGB (converted)": int((~facts["mode"].isin(["RGB", ""])).sum()),
         "exact duplicates": int(facts["duplicate_of"].notna().sum()),
         "near duplicates": int(facts["near_duplicate_of"].notna().sum()),
@@ -60,15 +59,12 @@ def summarise(manifest, facts):
 
 
 def write_quarantine(manifest, facts, root, *, duplicates=False):
-    """Write the list of images that are skipped from now on; return it. No image is deleted.
-
-    Those with a `fault`; with `duplicates` also all copies but the one in test, else val, else any.
-    """
+    """Write and return what is skipped, not deleted: faulty images; `duplicates`: copies, too."""
     reason = facts.query("fault != ''").set_index("image_path")["fault"].to_dict()
     if duplicates:
         worth = manifest.set_index("image_path")["split"].map({"test": 2, "val": 1}).fillna(0)
         twins = facts["duplicate_of"].combine_first(facts["near_duplicate_of"])
-        first, best = {}, {}  # of all copies of a picture
+        first, best = {}, {}  # of all copies of a picture; the best one, of most worth, stays
         for image, twin in zip(facts["image_path"], twins, strict=True):
             first[image] = first.get(twin, image)
         for image in sorted(first, key=worth.to_dict().get, reverse=True):  # a tie keeps the order
@@ -101,9 +97,8 @@ def _look(path):
     digest = hashlib.sha256(image.tobytes() + str(image.shape).encode()).hexdigest()
     grey = cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA).mean(axis=2, dtype=np.float32)
     waves = cv2.dct(grey)[:8, :8].ravel()  # a perceptual hash (Zauner 2010): the coarse pattern
-    thumbnail = grey.reshape(16, 2, 16, 2).mean(axis=(1, 3))
-    code = np.packbits(waves > np.median(waves))
-    return fault, mode, digest, code, thumbnail.ravel().astype(np.uint8)
+    thumbnail = grey.reshape(16, 2, 16, 2).mean(axis=(1, 3)).ravel().astype(np.uint8)
+    return fault, mode, digest, np.packbits(waves > np.median(waves)), thumbnail
 
 
 def _look_alikes(codes, thumbnails):

@@ -156,7 +156,7 @@ def _untrained(folder, backbone, size):
     """Write an untrained model in four formats: speed does not depend on the weights."""
     network = model.create_model(backbone, pretrained=False).eval()
     network.config |= vars(recognize.EmotionPreprocessor(size)) | {"va": "annotated"}
-    model.save_weights(network, folder / "m.pth")
+    model.save_torch(network.state_dict(), folder / "m.pth")
     paths = {"pytorch": folder / "m.pth", "onnx": folder / "m.onnx", "int8": folder / "i.onnx"}
     export.export_to_onnx(network, paths["onnx"])
     export.export_to_int8(network, paths["int8"], torch.randn(16, 3, size, size).numpy())

@@ -4,6 +4,7 @@ const WIDTH = 320; // pixels of the frames that are sent
 const QUALITY = 0.7; // of their JPEG
 const WAITING = 1500; // ms without an answer until the page says so
 const GIVE_UP = 20000; // ms after which an unanswered frame is forgotten
+const LET_GO = 50000; // ms of silence after which the camera is released
 const STALE = 1000; // ms after which a box is no longer shown
 const TRAIL = 4000; // ms of valence and arousal that stay visible
 const SPAN = 20000; // ms on the timeline
@@ -329,7 +330,11 @@ class CameraView {
   // ------------------------------------------------------------ to the kernel
 
   send(content, buffers = []) {
-    this.model.send({ ...content, view: this.id }, undefined, buffers);
+    try {
+      this.model.send({ ...content, view: this.id }, undefined, buffers);
+    } catch { // a restarted kernel knows this widget no more
+      if (this.state !== "idle") this.fail(GONE);
+    }
   }
 
   /** Greet twice: JupyterLab may lose the first message of a new widget. */
@@ -375,6 +380,7 @@ class CameraView {
   receive(message, buffers) {
     if (message.kind === "stop" && message.except !== this.id && this.state !== "idle") this.stop();
     if (message.view !== this.id) return;
+    this.heard = performance.now();
     if (message.kind === "ready") this.root.dataset.ready = "true";
     if (message.kind === "status") {
       this.say((this.told = message.text));
@@ -426,7 +432,7 @@ class CameraView {
     const since = this.asked ?? this.pending.values().next().value?.sent;
     if (since == null) return;
     const age = now - since;
-    if (age > GIVE_UP && this.asked) this.fail(GONE);
+    if (age > GIVE_UP && (this.asked || now - this.heard > LET_GO)) this.fail(GONE);
     else if (age > GIVE_UP) {
       this.pending.clear();
       this.say(GONE);

@@ -14,12 +14,7 @@ import pandas as pd
 import torch
 import traitlets
 
-from emo import EmoError
-from emo.emotions import COLOURS, EMOTIONS
-from emo.live import LivePipeline, faces_table
-from emo.recognize import LOADERS, create_recognizer
-from emo.sources import VA
-from emo.window import DRAWN
+from emo import EmoError, emotions, live, recognize, sources, window
 
 HISTORY = 20_000  # rows kept: twenty minutes of one face at 15 results a second
 
@@ -42,7 +37,7 @@ class EmotionCamera(anywidget.AnyWidget):
     va = traitlets.Unicode("").tag(sync=True)  # annotated, derived, none; "" = not loaded yet
     model_file = traitlets.Unicode("").tag(sync=True)  # the one that runs, of `model_files`
     model_files = traitlets.List(traitlets.Unicode()).tag(sync=True)
-    colours = traitlets.Dict(COLOURS).tag(sync=True)
+    colours = traitlets.Dict(emotions.COLOURS).tag(sync=True)
     retired = traitlets.Unicode("").tag(sync=True)
 
     _newest = None  # the one camera that may run
@@ -55,13 +50,13 @@ class EmotionCamera(anywidget.AnyWidget):
             raise EmoError(f"{model} does not exist; train and export a model first (README)")
         self._model, self._pipeline, self._failure = model, pipeline, None
         self._busy, self._rows = threading.Lock(), deque(maxlen=HISTORY)  # (Face, film's frame)
-        self._born, self._offset, self._local = time.monotonic(), 0.0, True
+        self._born, self._offset, self._local = time.monotonic(), 0.0, True  # `history`'s time 0
         traits["va"] = getattr(model if pipeline is None else pipeline.recognizer, "va", "")
         traits |= {} if pipeline is None else {"smoothing": pipeline.smoothing}
         if isinstance(model, str | Path):
-            beside = {p.name for p in Path(model).parent.glob("model*") if p.suffix in LOADERS}
+            beside = [p for p in Path(model).parent.glob("model*") if p.suffix in recognize.LOADERS]
             traits["model_file"] = Path(model).name
-            traits["model_files"] = sorted(beside | {Path(model).name})
+            traits["model_files"] = sorted({p.name for p in [*beside, Path(model)]})
         if unknown := set(traits) - set(self.trait_names()):  # ipywidgets would ignore it
             raise EmoError(f"EmotionCamera has no option {unknown.pop()!r}; see its docstring")
         try:
@@ -76,15 +71,12 @@ class EmotionCamera(anywidget.AnyWidget):
 
     @property
     def history(self):
-        """The last 20,000 results as a table (see `emo.live.faces_table`), true_* if simulated.
-
-        Boxes are in pixels of the frames sent, 320 wide; `time` is since the camera was made.
-        """
+        """The last 20,000 results as `faces_table`; boxes in pixels of frames as sent, 320 wide."""
         with self._busy:
             rows = list(self._rows)
-        table = faces_table([face for face, _ in rows])
-        truth = _truths().reindex([index for _, index in rows], columns=["emotion", *VA])
-        truth["emotion"] = truth["emotion"].map(dict(enumerate(EMOTIONS)))
+        table = live.faces_table([face for face, _ in rows])
+        truth = _truths().reindex([index for _, index in rows], columns=["emotion", *sources.VA])
+        truth["emotion"] = truth["emotion"].map(dict(enumerate(emotions.EMOTIONS)))
         simulated = truth["emotion"].notna().any()
         return table.join(truth.add_prefix("true_").set_index(table.index)) if simulated else table
 
@@ -137,8 +129,7 @@ class EmotionCamera(anywidget.AnyWidget):
     def _on_start(self, content, _):
         """Begin a run: the tab that asks now is the only one that films."""
         self.send({"kind": "stop", "except": content["view"]})
-        self._failure = None
-        self._offset = time.monotonic() - self._born - content["time"]
+        self._failure, self._offset = None, time.monotonic() - self._born - content["time"]
         if self._pipeline is not None:
             self._pipeline.reset()
         return {"kind": "started"}, None
@@ -168,8 +159,8 @@ class EmotionCamera(anywidget.AnyWidget):
             recognizer = self._model
             if isinstance(recognizer, str | Path):  # a browser on this machine keeps a core
                 threads = max(1, torch.get_num_threads() - 1) if self._local else None
-                recognizer = create_recognizer(recognizer, threads=threads)
-            self._pipeline = LivePipeline(recognizer, smoothing=self.smoothing)
+                recognizer = recognize.create_recognizer(recognizer, threads=threads)
+            self._pipeline = live.LivePipeline(recognizer, smoothing=self.smoothing)
         except Exception as error:
             self._failure = str(error)
             raise
@@ -177,7 +168,7 @@ class EmotionCamera(anywidget.AnyWidget):
 
     def _on_film(self, content, _):
         answer = {"kind": "film", "fps": 15, "truth": _truths().to_dict("records")}
-        return answer, [DRAWN.read_bytes()]
+        return answer, [window.DRAWN.read_bytes()]
 
 
 def _message(face, shape):
@@ -190,4 +181,4 @@ def _message(face, shape):
 @cache
 def _truths():
     """Return the truth of each frame of the simulated camera, boxes in its 640×480 pixels."""
-    return pd.read_csv(DRAWN.with_suffix(".csv"))
+    return pd.read_csv(window.DRAWN.with_suffix(".csv"))

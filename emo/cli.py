@@ -15,9 +15,8 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 from tyro.conf import Positional
 
-from emo import EmoError, MediaPipeFaceDetector, TrainConfig, create_recognizer, evaluation, fit
+from emo import EmoError, TrainConfig, create_recognizer, dataset, evaluation, faces, fit, window
 from emo.audit import audit, class_table, summarise, write_quarantine
-from emo.dataset import pack_images, split_manifest
 from emo.download import download_kaggle, unpack_archive
 from emo.export import FILES, export_run
 from emo.files import atomic_path, work_folder
@@ -26,7 +25,6 @@ from emo.plots import plot_classes
 from emo.predict import BOX, find_files, predict_files, table_of
 from emo.sources import QUARANTINE, read_dataset
 from emo.synth import animate, write_dataset
-from emo.window import Camera, film_writer, run_live
 
 HELP = tomllib.loads(Path(__file__).with_name("cli.toml").read_text("utf-8"))
 SHOWN = 40  # rows of a prediction that are printed
@@ -54,7 +52,7 @@ def synth(dest: str, count: int = 2000, seed: int = 0, size: int = 96, frontal: 
         truths, table = [], Path(dest).with_suffix(".csv")
         if Path(dest).exists() or table.exists():
             raise EmoError(f"{dest} or {table} exists already; give another name")
-        with film_writer(dest, fps=15) as write:
+        with window.film_writer(dest, fps=15) as write:
             for frame, truth in tqdm(animate(fps=15, seed=seed), "filming", 180, unit="frame"):
                 write(frame)
                 truths.append(truth | dict(zip(BOX, truth.pop("bbox"), strict=True)))
@@ -74,7 +72,7 @@ def check(
     """Read a data set, report what is wrong with it, and put unusable images into quarantine."""
     data = read_dataset(data_dir, layout, labels=labels, class_order=class_order, quarantined=True)
     _describe(data, data_dir)
-    manifest = split_manifest(data)
+    manifest = dataset.split_manifest(data)
     facts = audit(manifest, data_dir)
     print(f"\n{class_table(manifest).to_string()}\n\n{summarise(manifest, facts).to_string()}")
     listed = write_quarantine(manifest, facts, data_dir, duplicates=drop_duplicates)
@@ -83,7 +81,7 @@ def check(
     labelled = manifest[(facts["fault"] == "") & (manifest["emotion"] >= 0)]
     if labelled.empty:
         return
-    images, labelled, _ = pack_images(labelled, data_dir, 64, pack=False)
+    images, labelled, _ = dataset.pack_images(labelled, data_dir, 64, pack=False)
     figure = Figure(figsize=(10, 7), layout="constrained")
     plot_classes(images, labelled["emotion"], figure.subplots())
     with atomic_path(place / "classes.png") as temporary:
@@ -134,7 +132,7 @@ def predict(
     if output and Path(output).suffix not in (".csv", ".json"):
         raise EmoError(f"--output {output} must end in .csv or .json")
     recognizer, found = create_recognizer(model, device=device), find_files(files)
-    with nullcontext() if crops else MediaPipeFaceDetector() as detector:
+    with nullcontext() if crops else faces.MediaPipeFaceDetector() as detector:
         rows = predict_files(recognizer, found, detector, annotate)
     if not PartialState().is_main_process:
         return
@@ -171,10 +169,10 @@ def live(
     if onnx and not model.endswith(".onnx"):
         model = (Path(model) if Path(model).is_dir() else Path(model).parent) / "model.onnx"
     recognizer = create_recognizer(model, device=device)
-    detector = MediaPipeFaceDetector(min_detection_confidence)
-    with detector, Camera(camera, loop=not headless) as source:
+    detector = faces.MediaPipeFaceDetector(min_detection_confidence)
+    with detector, window.Camera(camera, loop=not headless) as source:
         pipeline = LivePipeline(recognizer, detector, smoothing=smoothing)
-        table = run_live(pipeline, source, headless=headless, record=record, log=log)
+        table = window.run_live(pipeline, source, headless=headless, record=record, log=log)
     found = table["face"].nunique()
     print(f"{len(table)} predictions of {found} faces" if found else "no face found in any frame")
     for path in filter(None, (record, log)):

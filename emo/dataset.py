@@ -1,8 +1,8 @@
 """Splits, packed images, batches and augmentation. Explained in notebooks/02 and 03."""
 
 import hashlib
+import io
 import os
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,13 +11,14 @@ import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock
+from PIL import Image
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
 from emo import EmoError
 from emo.emotions import PROBABILITY_COLUMNS
-from emo.files import read_json, work_folder, write_json
+from emo.files import read_json, require_space, work_folder, write_json
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB: what the pretrained backbones were fed
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -61,13 +62,17 @@ def split_manifest(manifest, seed=0):
 
 
 def decode(path, flags=cv2.IMREAD_COLOR):
-    """Read an image as BGR uint8 (H, W, 3), upright; None when it is unreadable or cut off."""
+    """Read an image as BGR uint8 (H, W, 3), upright; None when it is unreadable or cut off.
+
+    One of more than 179 million pixels is not read: a small file may claim to be that large.
+    """
     try:
         data = Path(path).read_bytes()  # cv2.imread fails on non-ASCII paths on Windows
         cut_off = data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
         whole = data and not cut_off  # a JPEG ends (FF D9) after its last scan (FF DA)
-        return cv2.imdecode(np.frombuffer(data, np.uint8), flags) if whole else None
-    except (OSError, cv2.error):
+        with Image.open(io.BytesIO(data)):  # reads the size alone, and refuses a bomb
+            return cv2.imdecode(np.frombuffer(data, np.uint8), flags) if whole else None
+    except Exception:  # both raise whatever the damage leads to
         return None
 
 
@@ -187,9 +192,12 @@ def pack_images(manifest, root, image_size, pack=True):
     with FileLock(target.with_suffix(".lock")):  # makes its folder; a second process waits
         if not (target.is_file() and target.with_suffix(".json").is_file()):
             _write_pack(target, root, paths, image_size)
-    facts = read_json(target.with_suffix(".json"))
-    images = np.load(target, mmap_mode="r")
-    readable = np.delete(np.arange(len(paths)), facts["unreadable"])
+    try:
+        facts = read_json(target.with_suffix(".json"))
+        images = np.load(target, mmap_mode="r").reshape(len(paths), image_size, image_size, 3)
+        readable = np.delete(np.arange(len(paths)), facts["unreadable"])
+    except Exception as error:  # whatever the damage leads to
+        raise EmoError(f"{target} is damaged ({error}); delete it, it is made again") from error
     if not len(readable):
         raise EmoError(f"none of the {len(paths)} images in {root} is readable; get them again")
     kept = manifest.iloc[readable].reset_index(drop=True)
@@ -223,10 +231,8 @@ def _write_pack(target, root, paths, image_size):
         note.unlink(missing_ok=True)  # of a pack that somebody deleted
     facts = read_json(note) if note.is_file() else {"done": 0, "unreadable": [], "colour": "grey"}
     shape = (len(paths), image_size, image_size, 3)
-    needed, free = int(np.prod(shape)), shutil.disk_usage(target.parent).free
-    if needed > free and not facts["done"]:
-        sizes = f"{needed / 1e9:.1f} GB for {len(paths)} images, {free / 1e9:.1f} GB are free"
-        raise EmoError(f"{target.parent} needs {sizes}; make room, or use --no-pack")
+    if not facts["done"]:
+        require_space(target, int(np.prod(shape)), "make room, or use --no-pack")
     start = np.lib.format.open_memmap(part, "r+" if facts["done"] else "w+", np.uint8, shape).offset
 
     def fill(first):

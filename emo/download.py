@@ -13,15 +13,14 @@ import tempfile
 import time
 import zipfile
 import zlib
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 
 import requests
 from tqdm.auto import tqdm
 
-from emo import EmoError
-from emo.files import atomic_path, read_json, user_cache, write_json
+from emo import EmoError, files
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 MARKER = ".emo-source.json"  # inside an unpacked folder: where its files come from
@@ -43,7 +42,7 @@ def download_kaggle(dataset="noamsegal/affectnet-training-data", dest="data/affe
         return dest
     if not (credentials := _kaggle_credentials()):
         raise EmoError(f"no Kaggle token was found.\n{KAGGLE_STEPS}")
-    with _clear_errors(dest):
+    with files.clear_errors(dest), files.claim(dest):
         part = _fetch_patiently(dataset, credentials, dest.resolve())
         try:
             return unpack_archive(part, dest, origin=origin)
@@ -62,17 +61,15 @@ def unpack_archive(archive, dest, *, origin=None):
     Raises `EmoError` if it is unsafe, damaged or imageless; a `dest` that holds it stays as it is.
     """
     archive, dest, target = Path(archive), Path(dest), Path(dest).resolve()
-    with _clear_errors(dest), _open_zip(archive) as bundle, open(archive, "rb") as file:
+    with files.claim(dest), _open_zip(archive) as bundle, archive.open("rb") as file:
         members = _safe_members(bundle, archive)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         if _holds_already(dest, archive.name, "sha256", digest):
             return dest
-        for killed in target.parent.glob(f".{target.stem}-*{target.suffix}/{MARKER}"):
-            shutil.rmtree(killed.parent, ignore_errors=True)
-        _require_space(target, sum(-(-m.file_size // 4096) * 4096 for m in members.values()))
-        with atomic_path(target, folder=True) as folder:
+        files.require_space(target, sum(-(-m.file_size // 4096) * 4096 for m in members.values()))
+        with files.atomic_path(target, folder=True) as folder:
             source = {"origin": origin or archive.name, "sha256": digest, "files": len(members)}
-            write_json(folder / MARKER, source)
+            files.write_json(folder / MARKER, source)
             try:
                 for path, info in tqdm(members.items(), f"Unpacking {archive.name}", unit=" files"):
                     (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +83,7 @@ def unpack_archive(archive, dest, *, origin=None):
 def face_model_path():
     """Return the path of MediaPipe's face detector: `EMO_FACE_MODEL`, or cached, or fetched now."""
     chosen = os.environ.get("EMO_FACE_MODEL")
-    path = Path(chosen or user_cache() / FACE_MODEL)
+    path = Path(chosen or files.user_cache() / FACE_MODEL)
     if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == FACE_MODEL_SHA256:
         return path
     if chosen:
@@ -100,7 +97,7 @@ def face_model_path():
         except (OSError, zipfile.BadZipFile, KeyError) as error:
             content, fault = b"", type(error).__name__
         if hashlib.sha256(content).hexdigest() == FACE_MODEL_SHA256:
-            with _clear_errors(path), atomic_path(path) as temporary:
+            with files.atomic_path(path) as temporary:
                 temporary.write_bytes(content)
             return path
         failures.append(f"{source} ({fault})")
@@ -135,7 +132,7 @@ def _kaggle_credentials():
                 path.chmod(0o600)
     found = {"api_token": get_access_token_from_env()[0] or _secret("KAGGLE_API_TOKEN")}
     if not found["api_token"]:
-        stored = read_json(folder / "kaggle.json") if (folder / "kaggle.json").is_file() else {}
+        stored = files.read_json(path) if path.is_file() else {}  # the last: kaggle.json
         user = _secret("KAGGLE_USERNAME") or stored.get("username")
         found = {"username": user, "password": _secret("KAGGLE_KEY") or stored.get("key")}
     found = {name: re.sub(r"[^!-~]", "", value or "") for name, value in found.items()}  # a BOM
@@ -194,7 +191,7 @@ def _fetch(client, dataset, target):
         if file.tell() != total or not total:
             # 206: the server sends the rest; otherwise all of it.
             start = file.tell() if response.status_code == 206 else file.seek(file.truncate(0))
-            _require_space(part, 2 * total - start)  # for unpacking it, too
+            files.require_space(part, 2 * total - start)  # for unpacking it, too
             with response, tqdm.wrapattr(file, "write", total, desc=dataset, initial=start) as bar:
                 for chunk in response.iter_content(8192):  # a cut loses no more than this
                     bar.write(chunk)
@@ -206,16 +203,6 @@ def _fetch(client, dataset, target):
             file.truncate(0)
             raise EmoError("what Kaggle sent arrived damaged (its md5 differs); run this again")
     return part
-
-
-@contextmanager
-def _clear_errors(place):
-    """Turn what the file system refuses into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        fault = error.strerror or type(error).__name__
-        raise EmoError(f"cannot write {place} ({fault}); mend that, then run this again") from None
 
 
 def _open_zip(archive):
@@ -258,7 +245,7 @@ def _holds_already(dest, name, key, value):
     """Does `dest` hold what `name` gives? Raise `EmoError` when it holds anything else."""
     if not dest.exists() or (dest.is_dir() and not any(dest.iterdir())):
         return False
-    note = read_json(dest / MARKER) if (dest / MARKER).is_file() else {}
+    note = files.read_json(dest / MARKER) if (dest / MARKER).is_file() else {}
     if note.get(key) != value:
         fault = f"already holds something other than {name}"
     elif sum(len(names) for _, _, names in os.walk(dest)) <= note["files"]:
@@ -267,10 +254,3 @@ def _holds_already(dest, name, key, value):
         print(f"{dest} already holds {name} ({note['files']:,} files)", file=sys.stderr)
         return True
     raise EmoError(f"{dest} {fault}; delete it or choose another folder, then run this again")
-
-
-def _require_space(target, needed):
-    free = shutil.disk_usage(next(folder for folder in target.parents if folder.exists())).free
-    if free < needed:
-        sizes = f"{needed / 1e6:,.0f} MB needed, {free / 1e6:,.0f} MB free"
-        raise EmoError(f"not enough space for {target}: {sizes}; free some or use another disk")

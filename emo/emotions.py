@@ -25,11 +25,8 @@ def is_emotion_name(name):
 
 
 def emotion_id(name):
-    """Return the AffectNet id 0–7 of an emotion's name, in any case and usual spelling.
-
-    Numbers are refused on purpose: what 3 means depends on the data set (see `CLASS_ORDERS`).
-    """
-    if not is_emotion_name(name):
+    """Return the AffectNet id 0–7 of an emotion's name, in any case and usual spelling."""
+    if not is_emotion_name(name):  # nor is a number: what 3 means depends on the data set
         raise EmoError(f"unknown emotion {name!r}; expected {', '.join(EMOTIONS)} or a synonym")
     return _ID_OF[str(name).strip().lower()]
 
@@ -42,10 +39,7 @@ def ids_of_order(order):
 
 
 def derive_va(votes):
-    """Return (N, 2) valence and arousal in [−1, 1]: class means weighted by `votes` (N, 8).
-
-    A row of zeros gives NaN. Shown values are called *derived*: nobody annotated them.
-    """
+    """Return *derived* valence/arousal (N, 2) in [−1, 1]: class means by `votes` (N, 8)."""
     votes = np.asarray(votes, dtype=np.float64)
-    total = votes.sum(axis=1, keepdims=True)
+    total = votes.sum(axis=1, keepdims=True)  # without a vote: NaN
     return votes / np.where(total > 0, total, np.nan) @ CLASS_MEAN_VA

@@ -13,11 +13,11 @@ from tqdm.auto import tqdm
 
 from emo import EmoError, metrics, plots
 from emo.emotions import EMOTIONS, PROBABILITY_COLUMNS
-from emo.files import atomic_path, read_json, write_json
+from emo.files import atomic_path, claim, read_json, write_json
 from emo.recipes import TrainConfig
 from emo.recognize import NOT_SURE, create_recognizer
 from emo.runs import TEMPLATES, WORDS, load_data, read_config, read_manifest
-from emo.sources import VA, annotated_rows, va_state
+from emo.sources import VA, annotated_rows, read_table, va_state
 from emo.train import combined_score
 
 PREDICTED_VA = [f"pred_{name}" for name in VA]
@@ -49,27 +49,26 @@ def evaluate(
         raise EmoError(f"the data has no column {by!r} to compare groups by; it has {columns}")
     if against is not None:  # a missing one is said before the work
         other = read_predictions(Path(against) / "predictions.csv")
-        other_va = read_json(Path(against) / "metrics.json")["va"]
+        other_va = read_json(Path(against) / "metrics.json").get("va", "none")
     taught = read_manifest(Path(run) / "manifest.csv").query("split == 'train'") if run else None
     folder = Path(output_dir or run or Path(model).parent)
-    predictions = predict_dataset(recognizer, part, split, by=by)
     va = min(va_state(part.manifest), recognizer.va, key=("none", "derived", "annotated").index)
-    numbers = compute_metrics(predictions, taught, va=va, temperature=recognizer.temperature, by=by)
-    if against is not None:
-        va = va if va == other_va else "none"
-        numbers["against"] = {"run": str(against)} | compare(predictions, other, va=va)
-    with atomic_path(folder / "predictions.csv") as temporary:
-        predictions.to_csv(temporary, index=False)
-    write_json(folder / "metrics.json", numbers)
-    write_report(folder, predictions, numbers, recognizer.config, part)
+    options = {"va": va, "temperature": recognizer.temperature, "by": by}
+    with claim(folder):
+        predictions = predict_dataset(recognizer, part, split, by=by)
+        numbers = compute_metrics(predictions, taught, **options)
+        if against is not None:
+            va = va if va == other_va else "none"
+            numbers["against"] = {"run": str(against)} | compare(predictions, other, va=va)
+        with atomic_path(folder / "predictions.csv") as temporary:
+            predictions.to_csv(temporary, index=False)
+        write_json(folder / "metrics.json", numbers)
+        write_report(folder, predictions, numbers, recognizer.config, part)
     return numbers
 
 
 def predict_dataset(recognizer, part, split="test", batch_size=64, by=None):
-    """Return the predictions table of a `FaceDataset`: labels, predictions and probabilities.
-
-    Labels of valence and arousal that nobody annotated, and predictions never taught, are empty.
-    """
+    """Return a `FaceDataset`'s predictions; valence/arousal nobody annotated or taught is empty."""
     outputs, rows = [], np.arange(len(part))
     for some in tqdm(np.split(rows, rows[batch_size::batch_size]), "Predicting", unit="batch"):
         faces = list(part.images[some][..., ::-1])  # RGB → BGR
@@ -88,7 +87,7 @@ def read_predictions(path):
     """Read and check a predictions table."""
     if not Path(path).is_file():
         raise EmoError(f"{path} does not exist; run: python -m emo evaluate --run {path.parent}")
-    return _checked(pd.read_csv(path), path)
+    return _checked(read_table(Path(path), ()), path)
 
 
 def compute_metrics(
@@ -110,15 +109,12 @@ def compute_metrics(
     answered["accuracy"] = float(hit[sure].mean()) if sure.any() else None
     classes = pd.DataFrame(metrics.per_class(matrix), EMOTIONS)
     split = str(table["split"].iloc[0]) if "split" in table else "test"
+    uncalibrated = metrics.calibration_error(raw.max(1) / raw.sum(1), hit)
+    found = {name: values[name] for name in ("accuracy", "macro_f1", "calibration_error")}
+    found |= {"calibration_error_uncalibrated": uncalibrated, "sure": answered}
+    found |= {"per_class": classes.to_dict("index"), "confusion": matrix.tolist()}
     numbers = {"split": split, "n": len(table), "n_va": int(known.sum()), "va": va}
-    numbers["emotion"] = {
-        **{name: values[name] for name in ("accuracy", "macro_f1", "calibration_error")},
-        "calibration_error_uncalibrated": metrics.calibration_error(raw.max(1) / raw.sum(1), hit),
-        "sure": answered,
-        "absent": [name for name in EMOTIONS if not classes.loc[name, "support"]],
-        "per_class": classes.to_dict("index"),
-        "confusion": matrix.tolist(),
-    }
+    numbers["emotion"] = found | {"absent": classes.index[classes["support"] == 0].tolist()}
     for name in VA:
         pair = table.loc[known, [name, f"pred_{name}"]].to_numpy().T
         numbers[name] = metrics.regression(*pair) if known.any() else None
@@ -163,9 +159,8 @@ def write_report(folder, predictions, numbers, config, part=None):
 
 
 def headline(numbers):
-    """Return the few lines that a person reads first, as text by name."""
-    lines = WORDS.headline(numbers).splitlines()
-    return dict(line.rsplit(" | ", 1) for line in lines)  # a run may have a bar
+    """Return the few lines that a person reads first, as text by name, which may hold a bar."""
+    return dict(line.rsplit(" | ", 1) for line in WORDS.headline(numbers).splitlines())
 
 
 def _checked(predictions, where="the predictions table"):
@@ -210,8 +205,8 @@ def _scorer(table, known):
 
 def _people(table):
     """Return whom each face belongs to: its `group`, or itself where it has none."""
-    groups = table["group"] if "group" in table else table["image_path"]
-    return groups.astype(object).fillna(table["image_path"]).astype(str)
+    own = table["image_path"]
+    return table.get("group", own).astype(object).fillna(own).astype(str)
 
 
 def _intervals(score, table, rounds):
@@ -259,11 +254,9 @@ def _baselines(table, known, train_manifest):
         return result
     overall, means = annotated[list(VA)].mean(), annotated.groupby("emotion")[list(VA)].mean()
     means = means.reindex(range(len(EMOTIONS))).fillna(overall)
-    guesses = {
-        "constant_mean": known.assign(**overall),
-        "lookup_predicted_class": means.loc[known["pred_emotion"]],
-        "lookup_true_class": means.loc[known["emotion"]],
-    }
+    guesses = {"constant_mean": known.assign(**overall)}
+    guesses["lookup_predicted_class"] = means.loc[known["pred_emotion"]]
+    guesses["lookup_true_class"] = means.loc[known["emotion"]]
     for name, guess in guesses.items():
         scores = pd.DataFrame({n: metrics.regression(known[n], guess[n]) for n in VA}).T
         result[name] = {"mean_ccc": scores["ccc"].mean(), "rmse": scores["rmse"].to_dict()}

@@ -16,7 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from emo import EmoError, evaluation, files, recognize, runs
-from emo.model import load_model, save_weights
+from emo.model import load_model, save_torch
 
 FILES = {"weights": "model_weights.pth", "torchscript": "model_torchscript.pt"}
 FILES |= {"onnx": "model.onnx", "int8": "model_int8.onnx", "keras": "model.h5"}
@@ -46,7 +46,8 @@ def export_run(run, formats=tuple(FILES)):
     measure = partial(_facts, val=val, faces=faces, expected=reference.run(faces))
     rows = [measure("pytorch", best)]
     calibration = _faces(dataset.part("train"), reference, CALIBRATION_FACES)
-    writers = {"weights": save_weights, "torchscript": export_to_torchscript}
+    writers = {"torchscript": export_to_torchscript}
+    writers["weights"] = lambda model, path: save_torch(model.state_dict(), path)
     writers |= {"onnx": export_to_onnx, "keras": export_to_keras}
 
     def write_int8(path):
@@ -68,16 +69,17 @@ def export_run(run, formats=tuple(FILES)):
         fault += f" agrees on {row['agreement']:.1%} of the faces only"
         raise EmoError(f"{fault}: not written; please report this")
 
-    for name in [name for name in FILES if name in formats]:
-        try:
-            with files.atomic_path(folder / FILES[name]) as path:
-                rows.append(write_int8(path) if name == "int8" else write_exact(name, path))
-        except NoTwinError as refusal:
-            if set(formats) == {"keras"}:
-                raise
-            print(f"{FILES[name]} was left out: {refusal}")
-    rows = [row | {"speed_up": rows[0]["median_ms"] / row["median_ms"]} for row in rows]
-    files.write_json(folder / "export.json", {"reference": "pytorch", "formats": rows})
+    with files.claim(folder):
+        for name in [name for name in FILES if name in formats]:
+            try:
+                with files.atomic_path(folder / FILES[name]) as path:
+                    rows.append(write_int8(path) if name == "int8" else write_exact(name, path))
+            except NoTwinError as refusal:
+                if set(formats) == {"keras"}:
+                    raise
+                print(f"{FILES[name]} was left out: {refusal}")
+        rows = [row | {"speed_up": rows[0]["median_ms"] / row["median_ms"]} for row in rows]
+        files.write_json(folder / "export.json", {"reference": "pytorch", "formats": rows})
     return pd.DataFrame(rows).set_index("format")
 
 
@@ -87,7 +89,8 @@ def export_to_torchscript(model, path, device="cpu"):
     extra = {"model_config.json": json.dumps(model.config)}
     with files.atomic_path(path) as temporary, warnings.catch_warnings(action="ignore"):
         traced = torch.jit.trace(model, face)  # deprecated, but many runtimes read it
-        torch.jit.save(traced, str(temporary), _extra_files=extra)
+        # In memory first: on a full disk, PyTorch would end the whole process.
+        temporary.write_bytes(traced.save_to_buffer(_extra_files=extra))
     return Path(path)
 
 
@@ -98,6 +101,8 @@ def export_to_onnx(model, path, device="cpu"):
     options["dynamic_shapes"] = {"image": {0: torch.export.Dim("batch", min=1, max=4096)}}
     with files.atomic_path(path) as temporary, warnings.catch_warnings(action="ignore"):
         program = torch.onnx.export(model, (face,), dynamo=True, **options)
+        for node in program.model.graph:  # stack traces: large, and with this machine's paths
+            node.metadata_props.clear()
         program.model.metadata_props["model_config"] = json.dumps(model.config)
         program.save(temporary, external_data=False)
     return Path(path)

@@ -9,8 +9,7 @@ from operator import attrgetter
 import cv2
 import numpy as np
 
-from emo import EmoError
-from emo.download import face_model_path
+from emo import EmoError, download
 
 DEFAULT_MARGIN = 0.2  # of the box's longer side, added on each of the four sides
 _place = attrgetter("origin_x", "origin_y", "width", "height")  # of MediaPipe's bounding box
@@ -18,10 +17,7 @@ _one_at_a_time = threading.RLock()  # for `quiet_stderr`: the process has one st
 
 
 def crop_face(image_bgr, bbox, margin=DEFAULT_MARGIN):
-    """Cut a square around the middle of `bbox` (x, y, width, height), `margin` wider a side.
-
-    What lies outside the image repeats its border, so that a face at the edge keeps its shape.
-    """
+    """Cut a square round the middle of `bbox` (x, y, width, height), `margin` wider a side."""
     x, y, width, height = bbox
     side = max(int(round(max(width, height) * (1 + 2 * margin))), 1)
     left, top = int(round(x + width / 2 - side / 2)), int(round(y + height / 2 - side / 2))
@@ -29,6 +25,7 @@ def crop_face(image_bgr, bbox, margin=DEFAULT_MARGIN):
     inside = image_bgr[max(top, 0) : top + side, max(left, 0) : left + side]
     if top + side <= 0 or left + side <= 0 or not inside.size:
         raise EmoError(f"the box {tuple(bbox)} lies outside the image of {columns}×{rows} pixels")
+    # Outside the image its border is repeated, so that a face at the edge keeps its shape.
     padding = np.maximum((-top, top + side - rows, -left, left + side - columns), 0)
     return cv2.copyMakeBorder(inside, *padding, cv2.BORDER_REPLICATE)
 
@@ -36,8 +33,7 @@ def crop_face(image_bgr, bbox, margin=DEFAULT_MARGIN):
 class MediaPipeFaceDetector(AbstractContextManager):
     """Detect faces in BGR images; a box is (x, y, width, height) in pixels, brow to chin.
 
-    The model is BlazeFace short range (faces within about two metres). Use it as a context
-    manager or call `close()`, which frees MediaPipe's graph, once or often; threads may share it.
+    BlazeFace short range: within about two metres. Threads may share it; use `with` or `close()`.
     """
 
     crop_face = staticmethod(crop_face)
@@ -48,7 +44,7 @@ class MediaPipeFaceDetector(AbstractContextManager):
         from mediapipe.tasks.python import BaseOptions, vision
 
         # As bytes, because a path with non-ASCII characters fails on Windows.
-        base = BaseOptions(model_asset_buffer=face_model_path().read_bytes())
+        base = BaseOptions(model_asset_buffer=download.face_model_path().read_bytes())
         setup = vision.FaceDetectorOptions(base, min_detection_confidence=min_detection_confidence)
         with quiet_stderr():
             self._detector = vision.FaceDetector.create_from_options(setup)

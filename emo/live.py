@@ -9,15 +9,13 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from emo import EmoError
-from emo.emotions import COLOURS, EMOTIONS, PROBABILITY_COLUMNS
+from emo import EmoError, emotions, recognize
 from emo.faces import MediaPipeFaceDetector, crop_face
-from emo.recognize import NOT_SURE
 
 MIN_FACE = 32  # pixels; below this a face has too little detail to read
 SAME_FACE = 0.3  # overlap (IoU) of boxes in successive frames that makes them one face
 FORGET = 1.0  # seconds after which a face that went missing is a new one
-BGR = {name: tuple(bytes.fromhex(code[1:]))[::-1] for name, code in COLOURS.items()}
+BGR = {name: tuple(bytes.fromhex(code[1:]))[::-1] for name, code in emotions.COLOURS.items()}
 
 
 @dataclass
@@ -37,10 +35,7 @@ class Face:
 
 
 class LivePipeline:
-    """Frame (BGR) → list of `Face`: detect, follow, crop, predict, smooth.
-
-    `smoothing`: time constant (s) of each face's exponential average, 0 = raw. Not thread-safe.
-    """
+    """BGR frame → list of `Face`, averaged over `smoothing` seconds (0 = raw). Not thread-safe."""
 
     def __init__(self, recognizer, detector=None, *, smoothing=0.3, max_faces=10):
         if smoothing < 0:
@@ -86,9 +81,9 @@ def fill(face, result, before=None, smoothing=0.0):
         smooth = np.array([*before.probabilities, before.valence, before.arousal], float)
         raw = keep * smooth + (1 - keep) * raw
     face.probabilities, best = raw[:8], raw[:8].argmax()
-    face.emotion, face.confidence = EMOTIONS[best], float(raw[best])
+    face.emotion, face.confidence = emotions.EMOTIONS[best], float(raw[best])
     face.valence, face.arousal = (None if math.isnan(v) else float(v) for v in raw[8:])  # was None
-    face.state = "ok" if face.confidence >= NOT_SURE else "not sure"
+    face.state = "ok" if face.confidence >= recognize.NOT_SURE else "not sure"
     return face
 
 
@@ -103,7 +98,7 @@ def overlap(a, b):
 def faces_table(faces):
     """Return one row a face: time, face, box, probabilities, valence, arousal. Numbers only."""
     columns = ["time", "face", "x", "y", "width", "height", "state", "emotion"]
-    columns += [*PROBABILITY_COLUMNS, "valence", "arousal"]
+    columns += [*emotions.PROBABILITY_COLUMNS, "valence", "arousal"]
     rows = []
     for f in faces:
         shares = [math.nan] * 8 if f.probabilities is None else f.probabilities
@@ -112,10 +107,7 @@ def faces_table(faces):
 
 
 def draw_overlay(frame_bgr, faces, *, va="none", bars=True, plane=True, note=""):
-    """Draw boxes, labels, probability bars and the valence–arousal plane on a copy of a frame.
-
-    `va` is the recogniser's state (annotated, derived, none); with "none" there is no plane.
-    """
+    """Draw boxes, labels, bars and, unless the recogniser's `va` is "none", the plane on a copy."""
     canvas = frame_bgr.copy()
     unit = max(min(canvas.shape[:2]) / 480, 0.5)
     for face in faces:
@@ -138,7 +130,7 @@ def _draw_bars(canvas, probabilities, unit):
     left, line = int(8 * unit), int(17 * unit)
     top = canvas.shape[0] - 8 * line - int(6 * unit)
     canvas[max(top - 4, 0) : top + 8 * line + 4, left - 4 : left + int(202 * unit)] //= 3  # darker
-    for i, name in enumerate(EMOTIONS):
+    for i, name in enumerate(emotions.EMOTIONS):
         y = top + i * line
         bar = (left + int(84 * unit), y + 2, int(116 * unit * probabilities[i]) + 1, line - 4)
         cv2.rectangle(canvas, bar, BGR[name], -1)

@@ -45,10 +45,7 @@ def squared_error(va, target):
 
 
 def ccc_loss(va, target):
-    """1 − CCC of each dimension over its values that are not NaN, averaged over dimensions.
-
-    Small batches estimate the CCC poorly, and one value tells nothing about it: that gives 0.
-    """
+    """1 − CCC of each dimension over its values that are not NaN, averaged over dimensions."""
     va, target, known = _masked(va, target)
     count, error = known.sum(dim=0).clamp(min=1), va - target
     both = torch.stack([va, target])  # (2, B, 2)
@@ -57,7 +54,7 @@ def ccc_loss(va, target):
     # CCC = 2 cov / (var + var + (difference of means)²) = 1 − mean squared error / denominator
     distance = spread + (error.sum(dim=0) / count).square()
     share = error.square().sum(dim=0) / count / distance.clamp(min=1e-6)
-    usable = known.sum(dim=0) > 1
+    usable = known.sum(dim=0) > 1  # few values estimate the CCC poorly, and one not at all: 0
     return (share * usable).sum() / usable.sum().clamp(min=1)
 
 

@@ -3,10 +3,9 @@
 import numpy as np
 from scipy import optimize, special
 
-from emo import EmoError
-from emo.emotions import EMOTIONS
+from emo import EmoError, emotions
 
-CLASSES = len(EMOTIONS)
+CLASSES = len(emotions.EMOTIONS)
 
 
 def confusion(target, predicted, weights=None):
@@ -69,10 +68,7 @@ def calibration_error(confidence, hit, weights=None, bins=15):
 
 
 def reliability(confidence, hit, weights=None, bins=15):
-    """Return count, mean confidence and accuracy of each confidence bin (0 where empty).
-
-    `confidence` (N,) is the largest probability of each row, `hit` (N,) whether it was right.
-    """
+    """Return count, mean `confidence` (N,) and share of `hit` (N,) of each bin; 0 where empty."""
     confidence, weights = np.asarray(confidence, float), 1.0 if weights is None else weights
     index = np.minimum((confidence * bins).astype(int), bins - 1)
     sums = (np.broadcast_to(weights * part, len(index)) for part in (1, confidence, hit))

@@ -72,11 +72,6 @@ def create_model(backbone="resnet18", num_classes=8, pretrained=True):
     return EmotionModel(network, classifier.in_features, config)
 
 
-def save_weights(model, path):
-    """Write the state dict, with its config inside, as one file."""
-    save_torch(model.state_dict(), path)
-
-
 def save_torch(value, path):
     """Write tensors and plain values to a `.pth` file, whole or not at all."""
     buffer = io.BytesIO()  # written to a file by PyTorch, a full disk is no OSError
@@ -94,7 +89,7 @@ def load_torch(path):
     except pickle.UnpicklingError as error:
         why = f"is no file of plain weights and could run code ({str(error).splitlines()[0]})"
         raise EmoError(f"{path} {why}; use a file that `emo train` wrote") from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+    except Exception as error:  # whatever the damage leads to
         raise EmoError(f"{path} is damaged or no PyTorch file ({error}); write it again") from error
 
 
@@ -102,13 +97,14 @@ def load_model(path):
     """Rebuild the model of a `best_model.pth`, `last.pth` or `model_weights.pth`, in eval mode."""
     saved = load_torch(path)
     state = saved.get("model", saved) if isinstance(saved, dict) else {}
-    config = state.get("_extra_state")
-    if not isinstance(config, dict) or not {"backbone", "classes"} <= set(config):
+    config = state.get("_extra_state") if isinstance(state, dict) else None
+    kinds = {"backbone": str, "classes": list}
+    if not isinstance(config, dict) or any(type(config.get(n)) is not k for n, k in kinds.items()):
         raise EmoError(f"{path} holds no emo model (no config inside); train one: emo train …")
     model = create_model(config["backbone"], len(config["classes"]), pretrained=False)
     try:
         model.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, AttributeError) as error:
         why = f"do not fit a {config['backbone']} ({str(error).splitlines()[-1].strip()})"
         raise EmoError(f"the weights in {path} {why}; use a file that `emo train` wrote") from error
     return model.eval()

@@ -25,13 +25,10 @@ def plot_mosaic(images, ax=None, columns=8, title=""):
 
 
 def plot_classes(images, emotion, ax=None, columns=12, seed=0):
-    """Draw `columns` faces of each emotion, a row each: permuted labels show at once.
-
-    `images` (N, S, S, 3) are RGB uint8, `emotion` (N,) their AffectNet ids, −1 where unknown.
-    """
+    """Draw a row of `columns` faces, RGB uint8 (N, S, S, 3), of each `emotion` (N,)."""
     rows = np.random.default_rng(seed).permutation(len(emotion))
     emotion = np.asarray(emotion)[rows]
-    classes = np.unique(emotion[emotion >= 0])
+    classes = np.unique(emotion[emotion >= 0])  # −1: unknown
     chosen = [np.resize(rows[emotion == i][:columns], columns) for i in classes]
     faces = images[np.concatenate(chosen)]
     ax, size = plot_mosaic(faces, ax, columns), faces.shape[1]
@@ -93,10 +90,7 @@ def plot_reliability(count, confidence, correct, ax=None):
 
 
 def plot_coverage(confidence, hit, ax=None, threshold=0.35):
-    """Draw accuracy among the surest faces against their share, and that of a threshold.
-
-    `confidence` (N,) is the largest probability of each face, `hit` (N,) whether it was right.
-    """
+    """Draw accuracy among the surest faces against their share (see `metrics.reliability`)."""
     ax = ax or plt.gca()
     order, answered = np.argsort(-np.asarray(confidence)), np.arange(1, len(hit) + 1)
     ax.plot(answered / len(hit), np.cumsum(np.asarray(hit)[order]) / answered, color="#0072B2")
@@ -108,10 +102,7 @@ def plot_coverage(confidence, hit, ax=None, threshold=0.35):
 
 
 def plot_precision_recall(probabilities, target, ax=None):
-    """Draw precision against recall of each class, over all thresholds of its probability.
-
-    `probabilities` (N, 8), `target` (N,) AffectNet ids; a class without a face is left out.
-    """
+    """Draw precision against recall of each class in `target` (N,); `probabilities` are (N, 8)."""
     ax = ax or plt.gca()
     for i in np.unique(target):
         precision, recall, _ = precision_recall_curve(np.asarray(target) == i, probabilities[:, i])

@@ -2,6 +2,7 @@
 
 import tomllib
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 
 import cv2
@@ -140,10 +141,9 @@ class _Camera:
         angles = np.radians([-p["pitch"], p["yaw"], p["roll"]])
         nod, turn, roll = (cv2.Rodrigues(axis)[0] for axis in np.diag(angles))
         self.turn, rows = roll @ nod @ turn, []
-        for q in halves:
-            for x, *oval, z, weights in FACE["skin"]["relief"]:
-                z += sum(q[name] * weight for name, weight in weights.items())
-                rows.append((q["side"] * x, *oval, z))
+        for q, (x, *oval, z, weights) in product(halves, FACE["skin"]["relief"]):
+            z += sum(q[name] * weight for name, weight in weights.items())
+            rows.append((q["side"] * x, *oval, z))
         self.relief = _bumps(rows)[..., 0]  # the height above the face's plane, in units
         self.smooth = cv2.GaussianBlur(self.relief, (0, 0), 2)
         self.scale, self.centre, (height, width) = p["scale"] * shape[0] / 1.42, np.zeros(2), shape
@@ -259,11 +259,10 @@ def _draw_head(canvas, p, skin, outline, halves):
     ear = _curve(_SHAPES["ear"] + (0.74 * p["head_width"], 0), True)
     canvas.fill([ear, ear * (-1, 1)], skin * 0.85)
     canvas.fill(outline, skin)
-    for part, q in halves:
-        for *crease, weights in FACE["skin"]["creases"]:
-            depth = min(1, sum(q[name] * weight for name, weight in weights.items()))
-            if depth > 0.05:
-                part.lines(_curve(crease), skin * (1 - 0.42 * depth), 0.022)
+    for (part, q), (*crease, weights) in product(halves, FACE["skin"]["creases"]):
+        depth = min(1, sum(q[name] * weight for name, weight in weights.items()))
+        if depth > 0.05:
+            part.lines(_curve(crease), skin * (1 - 0.42 * depth), 0.022)
     canvas.image[:] = cv2.GaussianBlur(canvas.image, (0, 0), max(0.3, 0.012 * canvas.scale))
     p |= {"jaw": outline[outline[:, 1] > 0.12], "beard_edge": _curve(_SHAPES["beard"])}
     if p["beard"]:

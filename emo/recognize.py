@@ -4,6 +4,7 @@ import json
 import os
 import threading
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,10 @@ from emo.model import load_model
 CHUNK = 64  # faces in one forward pass, so that a long list does not fill the memory
 NOT_SURE = 0.35  # confidence below which the front ends say "not sure"
 PREPROCESSING = ("image_size", "mean", "std", "colour")
+# What a model's config may say: one of these values, or numbers from … to … of a shape.
+CHOICES = {"colour": ("rgb", "grey"), "va": ("annotated", "derived", "none")}
+RANGES = {"image_size": (32, 512, ()), "mean": (-10, 10, (3,)), "std": (1e-3, 10, (3,))}
+RANGES |= {"temperature": (0.01, 100, ()), "crop_margin": (0, 2, ())}
 
 
 class EmotionPreprocessor:
@@ -131,10 +136,13 @@ def create_recognizer(model_path, config_path=None, device="cpu", threads=None):
     beside = path.with_name("model_config.json")
     source = config_path or (beside if not inside and beside.is_file() else None)
     config = files.read_json(source) if source else inside or {}
-    if missing := ", ".join(sorted({"classes", *PREPROCESSING} - set(config))):
+    given = config if isinstance(config, dict) else ()
+    if missing := ", ".join(sorted({"classes", *PREPROCESSING} - set(given))):
         raise EmoError(f"{path} lacks {missing}; keep its model_config.json beside it or name it")
-    if len(config["classes"]) != metrics.CLASSES:
-        raise EmoError(f"{path} has {len(config['classes'])} classes, expected {metrics.CLASSES}")
+    for name, value in config.items():
+        if not _makes_sense(name, value):
+            fault = f"{source or path} holds an impossible {name}: {str(value)[:60]}"
+            raise EmoError(f"{fault}; use the model_config.json that was written with the model")
     fault = [n for n in ("classes", *PREPROCESSING) if inside and inside.get(n) != config[n]]
     recognizer, size = EmotionRecognizer(run, config), config["image_size"]
     try:
@@ -145,6 +153,19 @@ def create_recognizer(model_path, config_path=None, device="cpu", threads=None):
         fault = f"{source or path} does not fit the model in {path} ({', '.join(fault)})"
         raise EmoError(f"{fault}; use the model_config.json that was written with it")
     return recognizer
+
+
+def _makes_sense(name, value):
+    """Tell whether an entry of a model's config is of the right kind and size."""
+    if name == "classes":
+        return isinstance(value, list) and [type(word) for word in value] == [str] * metrics.CLASSES
+    if name in CHOICES or name not in RANGES:
+        return value in CHOICES.get(name, [value])
+    low, high, shape = RANGES[name]
+    with suppress(ValueError):  # a ragged list
+        numbers, kind = np.array(value), np.integer if name == "image_size" else np.number
+        usual = numbers.shape == shape and np.issubdtype(numbers.dtype, kind)
+        return bool(usual and ((low <= numbers) & (numbers <= high)).all())
 
 
 def _load_torch(path, device, threads):

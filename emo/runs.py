@@ -1,14 +1,14 @@
 """The folder of one training: what is read from it, written to it and said of it."""
 
 import dataclasses
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
 from emo import EmoError, dataset, sources
 from emo.files import atomic_path, read_json, write_json
-from emo.model import load_torch, save_torch, save_weights
+from emo.model import load_torch, save_torch
 from emo.recipes import RECIPES, TrainConfig
 
 TEMPLATES = Environment(autoescape=select_autoescape(), trim_blocks=True)
@@ -40,13 +40,24 @@ def read_config(run):
     path = Path(run) / "config.json"
     if not path.is_file():
         raise EmoError(f"{run} is no run folder (no config.json); train one: python -m emo train")
-    known = TrainConfig.__dataclass_fields__
-    return TrainConfig(**{name: value for name, value in read_json(path).items() if name in known})
+    usual = dataclasses.asdict(TrainConfig())
+    saved = {name: value for name, value in read_json(path).items() if name in usual}
+    for name, value in saved.items():
+        kinds = {float: float | int, type(None): str | None}.get(kind := type(usual[name]), kind)
+        if not isinstance(value, kinds) or (name == "recipe" and value not in RECIPES):
+            raise EmoError(f"{path} holds an impossible {name}: {str(value)[:60]}; train anew")
+    return TrainConfig(**saved)
 
 
 def read_manifest(path):
-    """Read the manifest of a run folder."""
-    return pd.read_csv(path, dtype={"split": str, "group": str, "image_path": str})
+    """Read the manifest of a run folder; raise `EmoError` if it is no longer as it was written."""
+    words = dict.fromkeys(("image_path", "split", "group"), str)
+    table = sources.read_table(path, ("image_path", "emotion", *sources.VA, "split"), dtype=words)
+    manifest = sources.check_labels(table, path)
+    paths = map(PurePath, manifest["image_path"].fillna(".."))
+    if away := [path for path in paths if path.is_absolute() or ".." in path.parts]:
+        raise EmoError(f"{path} names {away[0]}, which lies outside the data folder; train anew")
+    return manifest
 
 
 def load_manifest(config, folder=None):
@@ -59,13 +70,9 @@ def load_manifest(config, folder=None):
     return dataset.split_manifest(manifest, config.seed)
 
 
-def load_data(config, folder=None):
+def load_data(config, folder=None, manifest=None):
     """Read, split and pack a config's data (or its run's manifest): (FaceDataset, colour)."""
-    return pack(config, load_manifest(config, folder))
-
-
-def pack(config, manifest):
-    """Pack the images of a manifest: (FaceDataset, colour)."""
+    manifest = load_manifest(config, folder) if manifest is None else manifest
     root, size = config.data_dir, config.image_size
     images, kept, colour = dataset.pack_images(manifest, root, size, config.pack)
     if missing := len(manifest) - len(kept):
@@ -80,17 +87,17 @@ def save_epoch(folder, config, manifest, state):
         if not (folder / "manifest.csv").exists():
             with atomic_path(folder / "manifest.csv") as temporary:
                 manifest.to_csv(temporary, index=False)
-        save_torch(state, folder / "last.pth")
         with atomic_path(folder / "history.csv") as temporary:
             pd.DataFrame(state["history"]).to_csv(temporary, index=False)
-    except OSError as error:
-        fault = f"epoch {state['epoch']} could not be saved in {folder} ({error.strerror})"
-        raise EmoError(f"{fault}; make room and go on from the epoch before: --resume") from error
+        save_torch(state, folder / "last.pth")  # last: from it on, the epoch is not repeated
+    except EmoError as error:
+        fault = f"epoch {state['epoch']} is not saved: {error}"
+        raise EmoError(f"{fault}; then go on from the epoch before: --resume") from error
 
 
 def save_model(folder, config, model, state):
     """Write the best model, with its config inside, as checkpoint, weights and JSON."""
-    save_weights(model, folder / "model_weights.pth")
+    save_torch(model.state_dict(), folder / "model_weights.pth")
     checkpoint = {"model": model.state_dict(), "epoch": state["best"]["epoch"]}
     checkpoint |= {"config": dataclasses.asdict(config), "history": state["history"]}
     save_torch(checkpoint, folder / "best_model.pth")

@@ -7,19 +7,17 @@ order (−1: unknown), valence and arousal in [−1, 1] (NaN: nobody annotated t
 
 import os
 import warnings
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from emo import EmoError, emotions
-from emo.download import IMAGE_SUFFIXES
-from emo.files import atomic_path, work_folder
+from emo import EmoError, download, emotions, files
 
-SPLITS = {"train": "train", "training": "train", "train_set": "train"}
-SPLITS |= {"val": "val", "valid": "val", "validation": "val", "val_set": "val", "dev": "val"}
-SPLITS |= {"test": "test", "testing": "test"}
+_ALSO = {"train": "training train_set", "val": "valid validation val_set dev", "test": "testing"}
+SPLITS = {word: name for name, also in _ALSO.items() for word in (name, *also.split())}
 VA, WHY = ("valence", "arousal"), "dropped because"
 QUARANTINE = "quarantine.csv"  # in `work_folder(root)`: image_path, reason, bytes
 _FERPLUS_PARTS = {"FER2013Train": "train", "FER2013Valid": "val", "FER2013Test": "test"}
@@ -38,8 +36,7 @@ def read_dataset(root, layout=None, *, labels="label", class_order=None, quarant
     root = Path(root)
     if not root.is_dir():
         raise EmoError(f"{root} is no folder; first run notebooks/01_download.ipynb or emo synth")
-    base = _base(root)
-    layout = layout or detect_layout(root)
+    base, layout = _base(root), layout or detect_layout(root)
     if layout not in LAYOUTS:
         raise EmoError(f"unknown layout {layout!r}; expected {', '.join(LAYOUTS)}")
     found = _image_paths(base)
@@ -51,7 +48,7 @@ def read_dataset(root, layout=None, *, labels="label", class_order=None, quarant
         raise EmoError(f"{root} has no list of labels of the {layout} layout; leave out --layout")
     order = class_order if layout in ("csv", "folders") else None
     table = _tidy(pd.concat(tables, ignore_index=True), order)
-    manifest = _check_labels(table[table[WHY].isna()].drop(columns=WHY), root)
+    manifest = check_labels(table[table[WHY].isna()].drop(columns=WHY), root)
     if not class_order and layout == "csv":
         _check_order(manifest, root)
     kept, why = _drop_unusable(manifest, found, base, root, quarantined)
@@ -59,8 +56,7 @@ def read_dataset(root, layout=None, *, labels="label", class_order=None, quarant
     if kept.empty:
         raise EmoError(f"{root} ({layout} layout) has no usable labelled image: {dropped}")
     rows = {"kept": len(kept)} | {f"dropped: {why}": n for why, n in dropped.items()}
-    unlabelled = set(found).difference(table["image_path"])
-    rows |= {"in all": len(table), "images without a label": len(unlabelled)}
+    rows |= {"in all": len(table), "images without a label": len({*found} - {*table["image_path"]})}
     kept.attrs = {"layout": layout, "report": {"rows": rows}}
     return kept
 
@@ -123,13 +119,13 @@ def _lists(base):
 
 def _read_csv(path, found, options):
     """The contract: labels.csv, or one file for each of train, val and test."""
-    table = _table(path, ("image_path", "emotion"))
+    table = read_table(path, ("image_path", "emotion"))
     return table.assign(split=SPLITS[path.stem.lower()]) if path.stem != "labels" else table
 
 
 def _read_kaggle(path, found, options):
     """Kaggle's set: a model made `label`, AffectNet the folders; `relFCs` is no confidence."""
-    table = _table(path, ("pth", "label"))
+    table = read_table(path, ("pth", "label"))
     parents = [PurePosixPath(str(path).replace("\\", "/")).parent.name for path in table["pth"]]
     folder = pd.Series([name if emotions.is_emotion_name(name) else None for name in parents])
     names = folder if options["labels"] == "folder" else table["label"]
@@ -140,13 +136,12 @@ def _read_kaggle(path, found, options):
 def _read_ferplus(path, found, options):
     """FER+: the largest of ten vote counts; rows most called "unknown" or "no face" drop out."""
     names = [*emotions.CLASS_ORDERS["ferplus"], "unknown", "not a face"]
-    table, part = _table(path, map(str, range(12)), header=None), path.parent.name
+    table, part = read_table(path, map(str, range(12)), header=None), path.parent.name
     counts = table[[str(i) for i in range(2, 12)]].apply(pd.to_numeric, errors="coerce")
     counts = counts.where((counts >= 0) & (counts < np.inf)).set_axis(names, axis=1)
     largest = counts.fillna(-1).idxmax(axis=1)  # ties go to the file's first column
     why = ("most annotators said " + largest).where(largest.isin(names[8:]))
-    good = counts.sum(axis=1, skipna=False) > 0
-    why = why.where(good, "the votes are missing or damaged")
+    why = why.where(counts.sum(axis=1, skipna=False) > 0, "the votes are missing or damaged")
     votes = counts[list(emotions.EMOTIONS)].set_axis(emotions.PROBABILITY_COLUMNS, axis=1)
     shares = votes.div(votes.sum(axis=1).clip(lower=1), axis=0)
     paths = f"{part}/" + table["0"].astype(str)
@@ -158,7 +153,7 @@ def _read_2017(path, found, options):
     """AffectNet 2017 lists, with or without header, made by hand or by a model (`automatic`)."""
     named = "subDirectory_filePath" in _header(path)
     columns = ["subDirectory_filePath", "expression", *VA] if named else ["0", "6", "7", "8"]
-    table = _table(path, columns, 0 if named else None)[columns]
+    table = read_table(path, columns, 0 if named else None)[columns]
     table.columns = ["image_path", "emotion", *VA]
     automatic = "auto" in path.stem.lower()
     # The same list fits every tree: a folder's number and a file's name identify an image.
@@ -174,11 +169,11 @@ def _read_2021(folder, found, options):
     part = folder.parent.name
     ids = sorted(e.name[:-8] for e in os.scandir(folder) if e.name.endswith("_exp.npy"))
     state = f"{len(ids)}-{folder.stat().st_mtime_ns}"  # changes when a file comes or goes
-    kept = work_folder(folder.parents[1]) / f"annotations-{part}-{state}.csv"
+    kept = files.work_folder(folder.parents[1]) / f"annotations-{part}-{state}.csv"
     if not kept.is_file():
         bar = tqdm(ids, f"Reading {part}", unit="image")
         rows = ([_number(folder / f"{i}_{k}.npy") for k in ("exp", "val", "aro")] for i in bar)
-        with atomic_path(kept) as temporary:
+        with files.atomic_path(kept) as temporary:
             pd.DataFrame(rows, ids, ["emotion", *VA]).to_csv(temporary, index_label="id")
     table = pd.read_csv(kept, dtype={"id": str})
     images = {Path(p).stem: p for p in found if p.startswith(f"{part}/")}  # the parts' ids overlap
@@ -188,12 +183,9 @@ def _read_2021(folder, found, options):
 
 def _number(path):
     """Return the number in an npy file, maybe stored as text, None without a file, or "damaged"."""
-    try:
+    with suppress(Exception):  # numpy raises whatever a damaged header leads to
         return float(np.load(path, allow_pickle=False).item())
-    except FileNotFoundError:
-        return None
-    except Exception:  # numpy raises whatever a damaged header leads to
-        return "damaged"
+    return "damaged" if path.exists() else None
 
 
 def _affectnet_rows(table, **more):
@@ -240,7 +232,7 @@ def _image_paths(base):
     found = []
     for folder, _, names in os.walk(base, followlinks=True):
         start = f"{Path(folder).relative_to(base).as_posix()}/".removeprefix("./")
-        found += [start + n for n in names if os.path.splitext(n)[1].lower() in IMAGE_SUFFIXES]
+        found += [start + n for n in names if n.lower().endswith(tuple(download.IMAGE_SUFFIXES))]
     return sorted(path for path in found if "/." not in f"/{path}")
 
 
@@ -252,14 +244,15 @@ def _header(path):
     if not path.is_file():
         return set()
     with open(path, encoding="utf-8-sig", errors="replace") as file:
-        return {cell.strip().strip('"') for cell in file.readline().split(",")}
+        return {cell.strip().strip('"') for cell in file.readline(100_000).split(",")}
 
 
-def _table(path, columns, header=0):
+def read_table(path, columns, header=0, dtype=None):
     """Read a CSV file whole; refuse one from which pandas would lose a cell or a row."""
     try:
         with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
-            table = pd.read_csv(path, header=header, index_col=False, low_memory=False)
+            options = {"header": header, "dtype": dtype, "low_memory": False}
+            table = pd.read_csv(path, index_col=False, **options)
         lines = sum(1 for line in path.read_bytes().splitlines() if line.strip())
         if lines != len(table) + (header == 0):
             raise ValueError(f"{lines} lines give {len(table)} rows: a stray quotation mark?")
@@ -297,7 +290,7 @@ def _tidy(manifest, order):
     return manifest[list(dict.fromkeys(["image_path", "emotion", *VA, *manifest]))]
 
 
-def _check_labels(manifest, root):
+def check_labels(manifest, root):
     """Return the manifest with labels as numbers, or name every column that holds others."""
     expected = {"emotion": "0–7 in AffectNet's order"} | dict.fromkeys(VA, "−1 to 1")
     expected |= dict.fromkeys(emotions.PROBABILITY_COLUMNS, "0 to 1 (shares of the votes)")
@@ -306,7 +299,7 @@ def _check_labels(manifest, root):
         values = pd.to_numeric(manifest[name], errors="coerce").astype(float)
         low, high = {"emotion": (-1, 7)}.get(name, (-1 if name in VA else 0, 1))
         good = values.between(low, high) & ((name != "emotion") | (values % 1 == 0))
-        wrong = ~good & manifest[name].notna()
+        wrong = ~good & (manifest[name].notna() | (name == "emotion"))
         if wrong.any():
             value, path = manifest.loc[wrong.idxmax(), [name, "image_path"]]
             value = f"{value:g}" if isinstance(value, float) else value
@@ -339,8 +332,8 @@ def _drop_unusable(manifest, found, base, root, quarantined):
     why[~manifest["image_path"].isin(found)] = "image file is missing"
     within = f"{base.relative_to(root).as_posix()}/".removeprefix("./")
     manifest = manifest.assign(image_path=within + manifest["image_path"])
-    if not quarantined and (path := work_folder(root) / QUARANTINE).is_file():
-        listed = _table(path, ("image_path", "reason", "bytes")).set_index("image_path")
+    if not quarantined and (path := files.work_folder(root) / QUARANTINE).is_file():
+        listed = read_table(path, ("image_path", "reason", "bytes")).set_index("image_path")
         listed = listed[listed.index.isin(manifest["image_path"][why.isna()])]
         # An image that was replaced since, and so has another size, gets a new chance.
         same = [(root / image).stat().st_size == size for image, size in listed["bytes"].items()]

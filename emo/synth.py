@@ -8,9 +8,8 @@ import pandas as pd
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
-from emo import EmoError
+from emo import EmoError, files
 from emo.emotions import CLASS_MEAN_VA, EMOTIONS, emotion_id
-from emo.files import atomic_path
 from emo.portrait import FACE, render, true_box
 
 ACTION_UNITS = tuple(FACE["action_units"])
@@ -50,10 +49,7 @@ def sample(emotion=None, *, seed, identity=None, frontal=False):
 
 
 def write_dataset(dest, count, seed=0, size=96, frontal=False):
-    """Write `count` faces and `labels.csv` to the folder `dest`, all or nothing; return its path.
-
-    Eight faces a person, one for each emotion; many take all cores. Same seed, same bytes.
-    """
+    """Write `count` faces and labels.csv, all or nothing; return `dest`. Same seed, same bytes."""
     dest = Path(dest)
     if count < 8 or not 32 <= size <= 512:
         raise EmoError(f"got {count} faces of {size} px; expected 8 or more of 32 to 512 px")
@@ -61,14 +57,14 @@ def write_dataset(dest, count, seed=0, size=96, frontal=False):
         raise EmoError(f"{dest} exists and is not empty; give a new folder or empty this one")
 
     def write(index):
-        identity = seed * 10**5 + index // 8
+        identity = seed * 10**5 + index // 8  # eight faces a person, one for each emotion
         face = sample(index % 8, seed=seed * 10**7 + index, identity=identity, frontal=frontal)
         path = f"images/{face['group']}_{index % 8}.jpg"
         image = cv2.imencode(".jpg", render(face, size), [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
         (folder / path).write_bytes(image.tobytes())
         return {"image_path": path} | face
 
-    with atomic_path(dest, folder=True) as folder:
+    with files.claim(dest), files.atomic_path(dest, folder=True) as folder:
         (folder / "images").mkdir()
         pool = Parallel(-1 if count > 400 else 1, batch_size=16, return_as="generator")
         rows = pool(delayed(write)(index) for index in range(count))
@@ -103,8 +99,7 @@ def animate(seconds=12, fps=15, size=(480, 640), seed=0):
 
 def _display(emotion, intensity, rng):
     """Return {action unit: [0, 1]} of a random display of an emotion."""
-    units = dict.fromkeys(ACTION_UNITS, 0.0)
-    mirrored = rng.random() < 0.5
+    units, mirrored = dict.fromkeys(ACTION_UNITS, 0.0), rng.random() < 0.5
     for unit, share, strength in PROTOTYPES[EMOTIONS[emotion]]:
         strength = (rng.random() < share) * np.clip(strength * intensity * rng.normal(1, 0.2), 0, 1)
         units[unit.replace("L", "R") if mirrored else unit] = float(strength)

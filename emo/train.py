@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from emo import EmoError, emotions, faces, metrics, recipes, recognize, runs, sources
 from emo.dataset import augment, make_loader, normalise
+from emo.files import claim
 from emo.losses import MultiTaskLoss, multitask_loss
 from emo.model import EmotionOutput, create_model, load_model
 
@@ -29,33 +30,34 @@ def fit(config, *, resume=False, on_epoch=None):
     called with the history so far. Ctrl-C ends training and keeps the best model so far.
     """
     _check(config)
-    folder, state = runs.open_run(config, resume)
     accelerator = make_accelerator()
-    with accelerator.main_process_first():  # the others then find the pack
-        manifest = runs.load_manifest(config, folder)
-        dataset, colour = runs.pack(config, manifest)
-    run = Training(config, dataset, colour, accelerator, state)
     leader = accelerator.is_main_process
-    if leader and not run.finished:
-        print(run.describe(), flush=True)
-    try:
-        while not run.finished:
-            run.run_epoch()
-            if leader:
-                runs.save_epoch(folder, config, manifest, run.state_dict())
-                print(runs.WORDS.epoch(run.history[-1], config).strip(), flush=True)
-                if on_epoch is not None:
-                    on_epoch(pd.DataFrame(run.history))
-    except KeyboardInterrupt:
-        if not run.history or accelerator.num_processes > 1:  # others may wait in mid-step
-            raise
-        print(f"interrupted; keeping the best model, of epoch {run.best['epoch']}")
-    except (RuntimeError, MemoryError) as error:
-        raise _out_of_memory(error, config) or error from None
-    model = run.finish()
-    if leader:
-        runs.save_model(folder, config, model, run.state_dict())
-        print(f"wrote {folder}; next: python -m emo evaluate --run {folder}")
+    with claim(config.output_dir) if leader else nullcontext():
+        folder, state = runs.open_run(config, resume)
+        with accelerator.main_process_first():  # the others then find the pack
+            manifest = runs.load_manifest(config, folder)
+            dataset, colour = runs.load_data(config, manifest=manifest)
+        run = Training(config, dataset, colour, accelerator, state)
+        if leader and not run.finished:
+            print(run.describe(), flush=True)
+        try:
+            while not run.finished:
+                run.run_epoch()
+                if leader:
+                    runs.save_epoch(folder, config, manifest, run.state_dict())
+                    print(runs.WORDS.epoch(run.history[-1], config).strip(), flush=True)
+                    if on_epoch is not None:
+                        on_epoch(pd.DataFrame(run.history))
+        except KeyboardInterrupt:
+            if not run.history or accelerator.num_processes > 1:  # others may wait in mid-step
+                raise
+            print(f"interrupted; keeping the best model, of epoch {run.best['epoch']}")
+        except (RuntimeError, MemoryError) as error:
+            raise _out_of_memory(error, config) or error from None
+        model = run.finish()
+        if leader:
+            runs.save_model(folder, config, model, run.state_dict())
+            print(f"wrote {folder}; next: python -m emo evaluate --run {folder}")
     return pd.DataFrame(run.history)
 
 
@@ -130,9 +132,13 @@ class Training:
         self.parts |= schedules | ({"scaler": accelerator.scaler} if accelerator.scaler else {})
         self.epoch, self.steps, self.history = 0, 0, []
         self.best = {"score": -math.inf, "epoch": 0, "model": None}
-        for name, part in self.parts.items() if state else ():
-            part.load_state_dict(state[name])
-        vars(self).update({name: state[name] for name in PLAIN} if state else {})
+        try:
+            for name, part in self.parts.items() if state is not None else ():
+                part.load_state_dict(state[name])
+            vars(self).update({name: state[name] for name in PLAIN if state is not None})
+        except Exception as error:  # whatever a state of something else leads to
+            fault = f"{config.output_dir}/last.pth is no state of this run ({error})"
+            raise EmoError(f"{fault}; start anew in another --output-dir") from error
 
     def run_epoch(self):
         """Train and validate; step the schedule, keep the best weights, add a history row."""
@@ -193,15 +199,11 @@ class Training:
         if self.scores_va:
             rows = torch.from_numpy(sources.annotated_rows(self.val_part.manifest))
             cccs = [metrics.ccc(batch["va"][rows, i], output.va[rows, i]) for i in (0, 1)]
-        return {
-            "val_loss": loss,
-            "val_accuracy": float(metrics.accuracy(matrix)),
-            "val_macro_f1": f1,
-            "val_ccc_valence": cccs[0],
-            "val_ccc_arousal": cccs[1],
-            # Without alpha nobody teaches the emotion head: the noise of its F1 must not choose.
-            "combined_score": combined_score(f1 if self.config.alpha else 0.0, sum(cccs) / 2),
-        }
+        row = {"val_loss": loss, "val_accuracy": float(metrics.accuracy(matrix))}
+        row |= {"val_macro_f1": f1, "val_ccc_valence": cccs[0], "val_ccc_arousal": cccs[1]}
+        # Without alpha nobody teaches the emotion head: the noise of its F1 must not choose.
+        f1 = f1 if self.config.alpha else 0.0
+        return row | {"combined_score": combined_score(f1, sum(cccs) / 2)}
 
     @torch.no_grad()
     def predict_val(self):
@@ -236,17 +238,18 @@ class Training:
 
     def finish(self):
         """Return the best model with its config: temperature and framing are measured here."""
-        model, config = self.average, self.config
+        model, config, part = self.average, self.config, self.train_part
         model.load_state_dict(self.best["model"])
         output, batch = self.predict_val()
         known = batch["emotion"] >= 0
+        rows = np.linspace(0, len(part) - 1, min(len(part), 200)).astype(int)
+        with faces.MediaPipeFaceDetector() as detector:
+            margin = faces.measure_crop_margin(part.images[rows][..., ::-1], detector)  # RGB → BGR
         row = self.history[self.best["epoch"] - 1]  # whose scores are kept, but for NaN
-        sizes = {"train": len(self.train_part), "val": len(self.val_part)}
-        model.config = {
-            "backbone": config.backbone,
-            "classes": list(emotions.EMOTIONS),
+        sizes = {"train": len(part), "val": len(self.val_part)}
+        model.config |= {  # beside its backbone and classes
             **vars(recognize.EmotionPreprocessor(config.image_size, colour=self.colour)),
-            "crop_margin": _crop_margin(self.train_part),
+            "crop_margin": faces.DEFAULT_MARGIN if margin is None else margin,
             "temperature": metrics.fit_temperature(output.logits[known], batch["emotion"][known]),
             "va": self.va,
             "data": {"name": Path(config.data_dir).name} | sizes,
@@ -254,14 +257,6 @@ class Training:
             "emo_version": version("emo"),
         }
         return model
-
-
-def _crop_margin(part):
-    """Measure how tightly the training faces are framed; the default where none is found."""
-    rows = np.linspace(0, len(part) - 1, min(len(part), 200)).astype(int)
-    with faces.MediaPipeFaceDetector() as detector:
-        margin = faces.measure_crop_margin(part.images[rows][..., ::-1], detector)  # RGB → BGR
-    return faces.DEFAULT_MARGIN if margin is None else margin
 
 
 def _check(config):

@@ -1,6 +1,7 @@
 """The live demo outside the notebook: an OpenCV window, or a film without one."""
 
 import os
+import shutil
 import sys
 import time
 from collections import deque
@@ -15,15 +16,13 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from emo import EmoError
-from emo.faces import quiet_stderr
-from emo.files import atomic_path
-from emo.live import draw_overlay, faces_table, write_text
+from emo import EmoError, faces, files, live
 
 DRAWN = Path(__file__).with_name("assets") / "face.webm"  # emo synth --dest emo/assets/face.webm
 WINDOW = "emo"
 TOGGLES = {"v": "plane", "p": "bars"}  # key → part of the overlay
 PATIENCE = 10  # seconds that a lost camera is waited for
+ROOM = 5_000_000  # bytes left free by a film, which OpenCV would else cut off without a word
 
 
 class Camera(AbstractContextManager):
@@ -55,7 +54,7 @@ class Camera(AbstractContextManager):
 
     def _open(self):
         waits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, 3000, cv2.CAP_PROP_READ_TIMEOUT_MSEC, 3000]
-        with nullcontext() if self._reader.ident else quiet_stderr():  # whose lock faces need
+        with nullcontext() if self._reader.ident else faces.quiet_stderr():  # whose lock faces need
             return self._capture.open(self._address, 0, waits if "://" in self.source else [])
 
     def __iter__(self):
@@ -82,7 +81,7 @@ class Camera(AbstractContextManager):
                 frame, seconds, missed = np.zeros_like(frame), seconds + 1, missed + 1
                 text = f"no picture from the camera ({missed} of {PATIENCE} s)"
                 print(text)
-                write_text(frame, text, (10, 40), len(frame) / 480)
+                live.write_text(frame, text, (10, 40), len(frame) / 480)
             yield frame, seconds
         print(f"camera {self.source} is lost; plug it in and start again")
 
@@ -111,20 +110,27 @@ def film_writer(path, fps):
     codecs = {".mp4": "vp09", ".webm": "VP90"}  # VP9, because browsers play it
     if (suffix := Path(path).suffix) not in codecs:
         raise EmoError(f"cannot record to {path}; the name must end in .mp4 or .webm")
-    with atomic_path(path) as temporary:
-        film, code = cv2.VideoWriter(), cv2.VideoWriter.fourcc(*codecs[suffix])
+    with files.atomic_path(path) as temporary:
+        film, code, full = cv2.VideoWriter(), cv2.VideoWriter.fourcc(*codecs[suffix]), False
 
         def write(frame_bgr):
+            nonlocal full
+            full = full or shutil.disk_usage(temporary.parent).free < ROOM
+            if full:
+                return
             size = frame_bgr.shape[1::-1]
-            with nullcontext() if film.isOpened() else quiet_stderr():  # WebM has no such tag
+            with nullcontext() if film.isOpened() else faces.quiet_stderr():  # WebM: no such tag
                 if not film.isOpened() and not film.open(str(temporary), code, fps, size):
                     raise EmoError(f"this OpenCV cannot write such a film to {path}")
             film.write(frame_bgr)
 
         try:
             yield write
+            why = "the disk is full" if full else "no frame came"
             if not film.isOpened():
-                raise EmoError(f"no frame came, so {path} was not written")
+                raise EmoError(f"{why}, so {path} was not written")
+            if full:
+                print(f"{why}: {path} ends early")
         finally:
             film.release()
 
@@ -143,13 +149,13 @@ def run_live(pipeline, camera, *, headless=False, record=None, log=None, on_face
     with recording as write, nullcontext() if headless else _window(), frames:
         try:  # inside, so that Ctrl-C keeps the film
             for frame, seconds in frames:
-                faces = pipeline.process(frame, seconds)
-                seen += faces
+                found = pipeline.process(frame, seconds)
+                seen += found
                 if on_faces is not None:
-                    on_faces(faces, camera.truth)
+                    on_faces(found, camera.truth)
                 rate = (len(times) - 1) / max(times[-1] - times[0], 1e-9)
                 view["note"] = "" if headless else f"{rate:.0f} FPS"
-                canvas = draw_overlay(frame, faces, **view) if write or not headless else None
+                canvas = live.draw_overlay(frame, found, **view) if write or not headless else None
                 due = round(seconds * camera.fps) + 1  # a webcam's frames come as they like
                 while write and written < due:
                     write(canvas)
@@ -159,9 +165,9 @@ def run_live(pipeline, camera, *, headless=False, record=None, log=None, on_face
                 times.append(time.perf_counter())
         except KeyboardInterrupt:
             print("stopped")
-    table = faces_table(seen)
+    table = live.faces_table(seen)
     if log:
-        with atomic_path(log) as temporary:
+        with files.atomic_path(log) as temporary:
             table.to_csv(temporary, index=False)
     return table
 
@@ -174,7 +180,7 @@ def _show(canvas, view, due):
         view[TOGGLES[key]] = not view[TOGGLES[key]]
     elif key == "s":
         name = f"screenshot-{time.strftime('%Y%m%d-%H%M%S')}.png"
-        with atomic_path(name) as temporary:
+        with files.atomic_path(name) as temporary:
             cv2.imwrite(str(temporary), canvas)
         print(f"wrote {name}")
     with suppress(cv2.error):  # a window that was closed may be unknown by now

@@ -235,21 +235,65 @@ def test_the_browsers_camera_in_jupyterlab(lab, fake_camera, folder):
         assert page.locator(".emo-card").is_visible()
 
 
-def test_a_cell_that_runs_again_leaves_one_camera(lab, fake_camera):
+def kernel_of(page):
+    """The process behind a notebook, found through its second cell."""
+    run(page, 1, SAYS.format("process"))
+    kernel = psutil.Process(int(page.text_content(SAYS.format("process")).split()[-1]))
+    page.evaluate("jupyterapp.shell.currentWidget.content.activeCellIndex = 0")
+    return kernel
+
+
+def test_a_cell_that_runs_ten_times_leaves_one_camera(lab, fake_camera):
     with watched_page(fake_camera) as page:
         page.add_init_script(f"({TRACKS})()")
         open_notebook(page, f"{lab}/lab/tree/browser.ipynb?reset")
+        kernel, used = kernel_of(page), []
+        for _ in range(10):
+            page.click(".emo-card [data-do=live]")
+            results(page, 3)
+            used.append((kernel.num_threads(), kernel.num_fds(), kernel.memory_info().rss))
+            page.evaluate("document.querySelector('.emo-camera').dataset.old = 'yes'")
+            page.evaluate("jupyterapp.commands.execute('notebook:run-cell')")
+            page.wait_for_selector(".emo-camera:not([data-old])")
+            page.wait_for_function("!document.querySelector('.emo-camera[data-old]')")
+            page.wait_for_function("window.tracks.every((track) => track.readyState == 'ended')")
+            assert page.locator(".emo-camera").count() == 1
+            page.evaluate(COUNT)
         page.click(".emo-card [data-do=live]")
         results(page, 3)
-        page.evaluate("document.querySelector('.emo-camera').dataset.old = 'yes'")
-        page.evaluate("jupyterapp.commands.execute('notebook:run-cell')")
-        page.wait_for_selector(".emo-camera:not([data-old])")
-        page.wait_for_function("!document.querySelector('.emo-camera[data-old]')")
+        assert page.evaluate("window.tracks.length") == 11
+        grown = np.subtract(used[-1], used[2])
+        assert grown[0] <= 0 and grown[1] <= 3 and grown[2] < 50e6, used
+
+
+def test_a_closed_tab_and_a_restarted_kernel_let_go_of_the_camera(lab, fake_camera, folder):
+    with watched_page(fake_camera) as page:
+        page.add_init_script(f"({TRACKS})()")
+        open_notebook(page, f"{lab}/lab/tree/browser.ipynb?reset")
+        kernel = kernel_of(page)
+        page.click(".emo-card [data-do=live]")
+        results(page, 5)
+        page.evaluate("jupyterapp.commands.execute('docmanager:save')")
+        page.wait_for_function("!jupyterapp.shell.currentWidget.context.model.dirty")
+        saved = (folder / "browser.ipynb").read_text("utf-8")
+        assert '"process' in saved, "it was saved with its outputs"
+        assert not [word for word in ("image/", "jpeg", "base64", "blob:") if word in saved]
+        assert len(saved) < 20_000, "no picture hides in it"
+
+        page.evaluate("jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+        page.wait_for_function("!document.querySelector('.emo-camera[data-state=running]')")
         page.wait_for_function("window.tracks.every((track) => track.readyState == 'ended')")
-        assert page.locator(".emo-camera").count() == 1
+        run(page, 0)
         page.evaluate(COUNT)
         page.click(".emo-card [data-do=live]")
         results(page, 3)
+        assert not kernel.is_running()
+        kernel = kernel_of(page)
+        page.evaluate("document.querySelector('.emo-camera').scrollIntoView()")
+        seen = page.evaluate("window.results.length")
+    # The tab is closed: frames no longer come, and the kernel rests.
+    kernel.cpu_percent()
+    assert seen and kernel.is_running() and kernel.cpu_percent(3) < 20
 
 
 def test_a_minute_of_the_simulated_camera(lab, fake_camera, folder):

@@ -21,7 +21,7 @@ from emo.camera import EmotionCamera
 from emo.dataset import IMAGE_MEAN, IMAGE_STD
 from emo.emotions import COLOURS, EMOTIONS, PROBABILITY_COLUMNS
 from emo.live import LivePipeline, overlap
-from emo.model import create_model, save_weights
+from emo.model import create_model, save_torch
 from emo.recognize import create_recognizer
 
 
@@ -39,7 +39,7 @@ def save_untrained(path, va="annotated"):
     model = create_model("resnet18", pretrained=False).eval()
     model.config |= {"image_size": 64, "mean": list(IMAGE_MEAN), "std": list(IMAGE_STD)}
     model.config |= {"colour": "rgb", "crop_margin": 0.2, "temperature": 1.0, "va": va}
-    save_weights(model, path)
+    save_torch(model.state_dict(), path)
 
 
 @pytest.fixture(scope="module")

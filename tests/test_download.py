@@ -86,7 +86,7 @@ def test_names_with_backslashes_become_folders(tmp_path):
 
 
 def test_what_a_killed_run_left_is_removed_and_nothing_else(tmp_path):
-    killed, kept = tmp_path / ".out-abcd1234", tmp_path / ".out-mine"
+    killed, kept = tmp_path / ".out-abcd1234.part", tmp_path / ".out-mine"
     killed.mkdir()
     kept.mkdir()
     (killed / download.MARKER).write_text("{}")

@@ -3,6 +3,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
+import emo
 from emo import (
     EmoError,
     create_model,
@@ -160,3 +162,12 @@ def test_a_format_that_differs_is_not_written(run, monkeypatch, tmp_path, table)
     assert (run / "model.onnx").read_bytes() == before
     with pytest.raises(EmoError, match="unknown format"):
         export_run(run, ["tflite"])
+
+
+@pytest.mark.parametrize("name", ["weights", "torchscript", "onnx", "int8", "keras"])
+def test_no_file_names_a_path_of_this_machine(name, table, run):
+    content = (run / FILES[name]).read_bytes()
+    places = {str(Path(module.__file__).parents[1]) for module in (torch, emo)}
+    assert not [
+        place for place in [*places, str(run), str(Path.home())] if place.encode() in content
+    ]

@@ -26,7 +26,7 @@ def test_a_failed_folder_leaves_nothing(tmp_path):
 def test_a_folder_with_content_is_not_replaced(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
-    with pytest.raises(OSError), atomic_path(tmp_path / "mine", folder=True) as temporary:
+    with pytest.raises(EmoError), atomic_path(tmp_path / "mine", folder=True) as temporary:
         (temporary / "x").write_text("")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
 

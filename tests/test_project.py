@@ -60,3 +60,23 @@ def test_public_names():
     ).split():
         assert name in emo.__all__
         assert getattr(emo, name).__doc__
+
+
+def test_no_data_becomes_code():
+    """No eval, exec, unpickling or shell; `torch.load` reads weights only."""
+    for path in [*(ROOT / "emo").glob("*.py"), *(ROOT / "docs").glob("*.py")]:
+        for call in (
+            n for n in ast.walk(ast.parse(path.read_text("utf-8"))) if type(n) is ast.Call
+        ):
+            name, options = ast.unparse(call.func), {o.arg: o.value for o in call.keywords}
+            values = {key: getattr(value, "value", None) for key, value in options.items()}
+            place = f"{path.name}:{call.lineno}: {name}"
+            assert name not in ("eval", "exec", "os.system", "joblib.load", "yaml.load"), place
+            assert not name.startswith(("pickle.load", "marshal.", "shelve.")), place
+            assert not values.get("shell") and not values.get("allow_pickle"), place
+            assert name != "torch.load" or values.get("weights_only") is True, place
+
+
+def test_every_dependency_is_bounded():
+    extras = [d for values in PROJECT["optional-dependencies"].values() for d in values]
+    assert [d for d in [*PROJECT["dependencies"], *extras] if ">=" not in d] == []

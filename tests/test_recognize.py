@@ -19,7 +19,7 @@ from emo.dataset import FaceDataset, normalise, pack_images
 from emo.emotions import EMOTIONS
 from emo.faces import crop_face
 from emo.files import read_json, write_json
-from emo.model import create_model, load_model, save_weights
+from emo.model import create_model, load_model, save_torch
 from emo.sources import read_dataset
 
 
@@ -113,7 +113,7 @@ def test_one_path(recognizer, face_model, tmp_path):
 def test_a_model_never_taught_valence_and_arousal_returns_none(run, tmp_path):
     model = load_model(run / "best_model.pth")
     model.config = model.config | {"va": "none"}
-    save_weights(model, tmp_path / "w.pth")
+    save_torch(model.state_dict(), tmp_path / "w.pth")
     recognizer = create_recognizer(tmp_path / "w.pth")
     result = recognizer.predict(recognizer.preprocessor.preprocess_cv2(face()))
     assert result["valence"] is None
@@ -144,7 +144,7 @@ def test_config_path_and_missing_config(run, tmp_path):
     model = load_model(run / "best_model.pth")
     facts = read_json(run / "model_config.json")
     model.config = {"backbone": "resnet18", "classes": list(EMOTIONS)}
-    save_weights(model, tmp_path / "bare.pth")
+    save_torch(model.state_dict(), tmp_path / "bare.pth")
     with pytest.raises(EmoError, match="model_config.json"):
         create_recognizer(tmp_path / "bare.pth")
     write_json(tmp_path / "c.json", facts)

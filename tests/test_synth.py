@@ -220,7 +220,7 @@ def test_nothing_is_left_of_a_dataset_that_fails(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(synth, "render", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(EmoError, match="disk full"):
         synth.write_dataset(tmp_path / "faces", 8)
     assert not list(tmp_path.iterdir())
 

@@ -1,10 +1,8 @@
 import dataclasses
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -218,28 +216,6 @@ def train_command(config, *more):
     return command
 
 
-@pytest.mark.slow
-def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(config, tmp_path):
-    """kill -9 in the middle of each epoch and while files are written; then --resume."""
-    whole, killed = (dataclasses.replace(config, output_dir=str(tmp_path / n)) for n in "ab")
-    whole, killed = (dataclasses.replace(c, epochs=3) for c in (whole, killed))
-    subprocess.run(train_command(whole), check=True, timeout=300)
-    history, kills = tmp_path / "b" / "history.csv", []
-    for epochs in range(3):  # wait for so many finished epochs, then a moment more
-        process = subprocess.Popen(train_command(killed, "--resume"))
-        while process.poll() is None:
-            done = len(history.read_text().splitlines()) - 1 if history.is_file() else 0
-            if done >= epochs and (tmp_path / "b").exists() == bool(epochs):
-                time.sleep((0.3, 0.1, 0.0)[epochs])
-                process.kill()
-                break
-            time.sleep(0.005)
-        kills.append(process.wait() == -signal.SIGKILL)
-    assert sum(kills) >= 2
-    subprocess.run(train_command(killed, "--resume"), check=True, timeout=300)
-    assert_same_run(tmp_path / "a", tmp_path / "b")
-
-
 def assert_same_run(a, b):
     """Bit for bit the same weights, and no epoch twice."""
     one, two = (torch.load(path / "best_model.pth", weights_only=True) for path in (a, b))
@@ -258,7 +234,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(config, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))  # no file may grow larger
     try:
-        with pytest.raises(EmoError, match="epoch 2 could not be saved .* --resume"):
+        with pytest.raises(EmoError, match="epoch 2 is not saved: .* --resume"):
             fit(dataclasses.replace(first, epochs=2), resume=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
