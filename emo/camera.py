@@ -22,7 +22,7 @@ HISTORY = 20_000  # rows kept: twenty minutes of one face at 15 results a second
 class EmotionCamera(anywidget.AnyWidget):
     """Show the live camera with faces, probabilities, valence and arousal under a notebook cell.
 
-    Takes a model file (the page offers those beside it, too), a recogniser or a `LivePipeline`.
+    Takes a model file (the page offers others beside it), a recogniser, or nothing: the starter.
     `source` is "browser" or "synthetic", a drawn face with its truth. `smoothing` is in seconds;
     4 `max_in_flight` frames hide a slow network. `history` keeps numbers; frames are never kept.
     """
@@ -43,9 +43,9 @@ class EmotionCamera(anywidget.AnyWidget):
     _newest = None  # the one camera that may run
 
     def __init__(self, model_or_recognizer=None, *, pipeline=None, **traits):
-        model = model_or_recognizer
-        if (model is None) == (pipeline is None):
-            raise EmoError("EmotionCamera takes a model file, a recogniser or pipeline=…; give one")
+        model = model_or_recognizer or (recognize.STARTER if pipeline is None else None)
+        if model is not None and pipeline is not None:
+            raise EmoError("EmotionCamera takes a model file, a recogniser or pipeline=…, not both")
         if isinstance(model, str | Path) and not Path(model).is_file():
             raise EmoError(f"{model} does not exist; train and export a model first (README)")
         self._model, self._pipeline, self._failure = model, pipeline, None

@@ -27,6 +27,7 @@ from emo.sources import QUARANTINE, read_dataset
 from emo.synth import animate, write_dataset
 
 HELP = tomllib.loads(Path(__file__).with_name("cli.toml").read_text("utf-8"))
+STARTER = "no --model: the starter model reads the faces (limits: emo/assets/MODEL_CARD.md)"
 SHOWN = 40  # rows of a prediction that are printed
 BENCHES = ("data", "train", "infer", "live")  # what follows `bench_` in emo/bench.py
 Text = str | None
@@ -117,7 +118,7 @@ def export(run: str, formats: tuple[Literal[*FILES], ...] = tuple(FILES)):
 
 def predict(
     files: Positional[tuple[str, ...]],
-    model: str,
+    model: Text = None,
     crops: bool = False,
     json_: Json = False,
     output: Text = None,
@@ -131,6 +132,8 @@ def predict(
         raise EmoError("--annotate draws boxes on photos; leave out --crops")
     if output and Path(output).suffix not in (".csv", ".json"):
         raise EmoError(f"--output {output} must end in .csv or .json")
+    if not model:
+        print(STARTER, file=sys.stderr)
     recognizer, found = create_recognizer(model, device=device), find_files(files)
     with nullcontext() if crops else faces.MediaPipeFaceDetector() as detector:
         rows = predict_files(recognizer, found, detector, annotate)
@@ -155,7 +158,7 @@ def predict(
 
 
 def live(
-    model: str,
+    model: Text = None,
     camera: str = "0",
     onnx: bool = False,
     device: Device = "cpu",
@@ -166,8 +169,10 @@ def live(
     min_detection_confidence: float = 0.5,
 ):
     """Run the live demo on a camera, a film or a synthetic face. Keys: q quit, v, p, s."""
-    if onnx and not model.endswith(".onnx"):
+    if onnx and model and not model.endswith(".onnx"):
         model = (Path(model) if Path(model).is_dir() else Path(model).parent) / "model.onnx"
+    if not model:
+        print(STARTER, file=sys.stderr)
     recognizer = create_recognizer(model, device=device)
     detector = faces.MediaPipeFaceDetector(min_detection_confidence)
     with detector, window.Camera(camera, loop=not headless) as source:

@@ -15,6 +15,7 @@ from emo.dataset import IMAGE_MEAN, IMAGE_STD, LUMA, resize_face
 from emo.model import load_model
 
 CHUNK = 64  # faces in one forward pass, so that a long list does not fill the memory
+STARTER = Path(__file__).with_name("assets") / "starter.onnx"  # made by docs/make_starter.py
 NOT_SURE = 0.35  # confidence below which the front ends say "not sure"
 PREPROCESSING = ("image_size", "mean", "std", "colour")
 # What a model's config may say: one of these values, or numbers from … to … of a shape.
@@ -111,13 +112,13 @@ class EmotionRecognizer:
         return places, self.preprocessor.preprocess_batch(crops)
 
 
-def create_recognizer(model_path, config_path=None, device="cpu", threads=None):
-    """Open a model file by its suffix: .pth, .pt (TorchScript), .onnx or .h5 (Keras).
+def create_recognizer(model_path=None, config_path=None, device="cpu", threads=None):
+    """Open a model file by its suffix: .pth, .pt (TorchScript), .onnx, .h5; without: `STARTER`.
 
     The config comes from `config_path`, the file or `model_config.json` beside it. `threads`: of
     the CPU, None = all. A missing, damaged or unsafe file, or another model's config: `EmoError`.
     """
-    path = Path(model_path)
+    path = Path(model_path or STARTER)
     if path.suffix not in LOADERS:
         raise EmoError(f"{path} ends in {path.suffix!r}; expected {', '.join(LOADERS)}")
     if not path.is_file():

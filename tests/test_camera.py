@@ -210,7 +210,6 @@ def test_history_is_bounded(models, picture, monkeypatch):
 def test_what_it_refuses(models):
     model = models / "annotated.pth"
     for options, word in [
-        ({}, "takes a model file"),
         ({"model_or_recognizer": model, "pipeline": 1}, "takes a model file"),
         ({"model_or_recognizer": models / "none.onnx"}, "does not exist"),
         ({"model_or_recognizer": model, "source": "film"}, "expected 'browser'"),

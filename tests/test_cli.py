@@ -7,6 +7,7 @@ import sys
 import zipfile
 from functools import partial
 
+import cv2
 import pandas as pd
 import pytest
 
@@ -110,3 +111,12 @@ def test_synth_films_a_face_with_its_truth(tmp_path, monkeypatch, capsys):
     assert len(frames) == len(truth) == 30 and frames[0][0].shape == (120, 160, 3)
     assert set(truth["emotion"]) == set(range(8))
     assert [time for _, time in frames] == pytest.approx(truth["time"].tolist(), abs=0.01)
+
+
+def test_without_a_model_the_starter_reads_and_says_so(capsys, tmp_path, face_model):
+    picture = synth.render(synth.sample("Happy", seed=4, frontal=True), 320)
+    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    main(["predict", str(tmp_path / "a.png")])
+    said = capsys.readouterr()
+    assert "the starter model reads the faces" in said.err
+    assert "derived from the class" in said.out

@@ -43,6 +43,16 @@ def test_all_six_run_in_order(face_model, tmp_path):
     assert (tmp_path / "run" / "model.h5").is_file()
 
 
+@pytest.mark.slow
+def test_lesson_06_starts_with_the_starter_model(face_model, tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    notebook = run_course.run_notebook(PATHS[5], {}, tmp_path / "notebooks")
+    said = "".join(o.get("text", "") for c in notebook.cells for o in c.get("outputs", []))
+    assert "the starter model reads the faces" in said and "see the card" in said
+    assert (tmp_path / "outputs" / "starter" / "live.mp4").is_file()
+    run_course.write_page(notebook, tmp_path / "06_live_demo.html")
+
+
 def test_there_are_six():
     assert [path.stem[:2] for path in PATHS] == ["01", "02", "03", "04", "05", "06"]
 

@@ -7,9 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from emo import MediaPipeFaceDetector, create_recognizer, evaluate
 from emo.cli import main
 from emo.dataset import decode
 from emo.files import read_json
+from emo.recognize import STARTER
 from emo.window import film_writer
 
 pytestmark = pytest.mark.slow
@@ -104,3 +106,23 @@ def test_kaggle_layout(real_faces, work, face_model, capsys):
     table = pd.read_csv(work / "kaggle-run" / "predictions.csv")
     assert table[["pred_valence", "pred_arousal"]].isna().all(axis=None)
     shutil.rmtree(work / "kaggle")
+
+
+def test_the_starter_model_is_as_good_as_its_card_says(first, work):
+    numbers = evaluate(
+        model=STARTER, data_dir=work / "ferplus", split="test", output_dir=work / "starter"
+    )
+    assert numbers["n"] == 3555 and numbers["va"] == "derived"
+    assert numbers["emotion"]["accuracy"] > 0.785 and numbers["emotion"]["macro_f1"] > 0.57
+    assert numbers["emotion"]["calibration_error"] < 0.04
+
+
+def test_the_starter_model_through_the_detector(real_faces, face_model):
+    """What a bulb's light does to the colours changes hardly an answer."""
+    recognizer, same = create_recognizer(), []
+    with MediaPipeFaceDetector() as detector:
+        for photo in map(decode, sorted((real_faces / "frames").glob("*.jpg"))):
+            warm = np.clip(photo * np.array([0.7, 0.95, 1.2]), 0, 255).astype(np.uint8)
+            found = [recognizer.recognize(image, detector)[:1] for image in (photo, warm)]
+            same += [a["emotion"] == b["emotion"] for a, b in zip(*found, strict=False)]
+    assert len(same) >= 35 and np.mean(same) > 0.9

@@ -20,6 +20,7 @@ from emo.emotions import EMOTIONS
 from emo.faces import crop_face
 from emo.files import read_json, write_json
 from emo.model import create_model, load_model, save_torch
+from emo.recognize import STARTER
 from emo.sources import read_dataset
 
 
@@ -192,3 +193,17 @@ def test_without_keras_the_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "keras", None)  # as if it were not installed
     with pytest.raises(EmoError, match=r"pip install 'emo\[keras\]'"):
         create_recognizer(tmp_path / "m.h5")
+
+
+def test_the_starter_model_reads_faces_where_none_is_named():
+    recognizer = create_recognizer()
+    assert STARTER.stat().st_size <= 5_000_000
+    assert recognizer.classes == list(EMOTIONS) and recognizer.va == "derived"
+    grey = cv2.cvtColor(cv2.cvtColor(face(), cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
+    batch = recognizer.preprocessor.preprocess_batch([face(), grey])
+    colour, without = recognizer.predict_batch(batch)
+    shares = [list(result["probabilities"].values()) for result in (colour, without)]
+    assert np.abs(np.diff(shares, axis=0)).max() < 0.05, "it was taught grey faces"
+    card = STARTER.with_name("MODEL_CARD.md").read_text("utf-8")
+    for word in ("derived", "MIT", "collected from", "Prohibited", "make_starter.py"):
+        assert word in card

@@ -37,7 +37,8 @@ def written(folder):
         ("live --camera synthetic --headless --log log.csv", {"work/log.csv"}),
     ],
 )
-def test_command(words, expected, run, face_model, offline, tmp_path):
+def test_command(words, expected, face_model, offline, tmp_path):
+    """With the starter model, as after the set-up."""
     home, work = tmp_path / "home", tmp_path / "work"
     for folder in (home, work, tmp_path / "tmp"):
         folder.mkdir()
@@ -48,7 +49,6 @@ def test_command(words, expected, run, face_model, offline, tmp_path):
     env = os.environ | {"HOME": str(home), "TMPDIR": str(tmp_path / "tmp")}
     env |= {"EMO_FACE_MODEL": str(face_model), "XDG_CACHE_HOME": str(home / "cache")}
     command = [*offline, sys.executable, "-m", "emo", *words.split()]
-    command += ["--model", str(run / "model_weights.pth")]
     done = subprocess.run(command, cwd=work, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert written(tmp_path) - before == expected
