@@ -1,7 +1,9 @@
 """A course in multi-task facial emotion recognition: eight emotions, valence and arousal."""
 
+import os
 from importlib import import_module
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reports to Microsoft else
 _NAMES = {  # room → its public names, imported when first used: PyTorch and friends take seconds
     "evaluation": ["evaluate"],
     "export": ["export_to_keras", "export_to_onnx", "export_to_torchscript"],

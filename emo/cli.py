@@ -132,8 +132,7 @@ def predict(
         raise EmoError("--annotate draws boxes on photos; leave out --crops")
     if output and Path(output).suffix not in (".csv", ".json"):
         raise EmoError(f"--output {output} must end in .csv or .json")
-    if not model:
-        print(STARTER, file=sys.stderr)
+    model or print(STARTER, file=sys.stderr)
     recognizer, found = create_recognizer(model, device=device), find_files(files)
     with nullcontext() if crops else faces.MediaPipeFaceDetector() as detector:
         rows = predict_files(recognizer, found, detector, annotate)
@@ -171,8 +170,7 @@ def live(
     """Run the live demo on a camera, a film or a synthetic face. Keys: q quit, v, p, s."""
     if onnx and model and not model.endswith(".onnx"):
         model = (Path(model) if Path(model).is_dir() else Path(model).parent) / "model.onnx"
-    if not model:
-        print(STARTER, file=sys.stderr)
+    model or print(STARTER, file=sys.stderr)
     recognizer = create_recognizer(model, device=device)
     detector = faces.MediaPipeFaceDetector(min_detection_confidence)
     with detector, window.Camera(camera, loop=not headless) as source:
