@@ -5,6 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 EXTRAS := notebook,keras,dev
 RESULT := build/course/work
+ALONE  := tests/test_browser.py tests/test_window.py tests/test_real_faces.py
 
 .PHONY: course class test slow lint audit setup badges clean
 
@@ -25,8 +26,8 @@ test: $(READY)  ## the fast tests
 
 slow: $(READY)  ## faults, browser, window, Colab and real faces
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile --durations 12 \
-	  --ignore tests/test_browser.py --ignore tests/test_window.py
-	@$(BIN)/python -m pytest -m slow --durations 12 tests/test_browser.py tests/test_window.py
+	  $(ALONE:%=--ignore %)
+	@$(BIN)/python -m pytest -m slow --durations 12 $(ALONE)
 
 lint: $(READY)
 	@$(BIN)/ruff check

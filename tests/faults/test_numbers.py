@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 from test_colab import find_python, need_uv, sh
 
 from emo import TrainConfig, evaluate, fit, synth, train
@@ -63,6 +64,10 @@ def test_a_small_training_ends_where_it_did(tmp_path, face_model, monkeypatch):
     plain = functools.partial(train.make_accelerator, cpu=True, mixed_precision="no")
     monkeypatch.setattr(train, "make_accelerator", plain)
     golden = json.loads(GOLDEN.read_text())
-    scores = small_training(tmp_path)
+    AcceleratorState._reset_state(True)  # of the tests before, which may have chosen bf16
+    try:
+        scores = small_training(tmp_path)
+    finally:
+        AcceleratorState._reset_state(True)
     found = {name: scores[name] for name in golden["scores"]}
     assert found == pytest.approx(golden["scores"], abs=golden["tolerance"])
