@@ -1,7 +1,8 @@
 """Train, shrink and measure the starter model, `emo/assets/starter.onnx`.
 
-`python docs/make_starter.py --real data/ferplus --frames FOLDER_OF_PHOTOS` takes two hours on two
-idle cores; what was interrupted goes on where it stopped. Its card: emo/assets/MODEL_CARD.md.
+`python docs/make_starter.py --real data/ferplus --frames FOLDER_OF_PHOTOS` takes about two
+hours on one busy core; what was interrupted goes on where it stopped. The model's card:
+emo/assets/MODEL_CARD.md.
 """
 
 import argparse
